@@ -1,0 +1,274 @@
+//! Questions about jobs, executors and the broker itself: nothing changes by asking.
+
+use std::collections::BTreeMap;
+
+use super::Broker;
+use crate::proto::arbitrate;
+use crate::proto::event::{JobRef, Refusal, Reply, Request};
+use crate::proto::fact::Fact;
+use crate::proto::fold::Step;
+use crate::proto::id::{ExecutorId, JobId, RequestId};
+use crate::proto::limits;
+use crate::proto::view::{AuditView, ExecutorView, JobState, JobSummary, JobView, StatusView};
+
+impl Broker {
+    /// Answers a question; requests that change something are handled elsewhere.
+    pub(super) fn answer(&mut self, request: RequestId, query: Request) -> Result<(), Refusal> {
+        let reply = match query {
+            Request::Show { job } => Reply::Job(Box::new(self.show(&job)?)),
+            Request::Why { job } => self.why(&job)?,
+            Request::List { state, limit } => Reply::Jobs(self.list(state, limit)?),
+            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::Executors => Reply::Executors(self.executors()),
+            Request::Audit => Reply::Audit(Box::new(self.audit())),
+            Request::Submit { .. }
+            | Request::Watch { .. }
+            | Request::Cancel { .. }
+            | Request::Rerun { .. } => unreachable!("handled before"),
+        };
+        self.reply(request, reply);
+        Ok(())
+    }
+
+    fn show(&self, job: &JobRef) -> Result<JobView, Refusal> {
+        let missing = || Refusal::NotFound(job.0.clone());
+        let id = self.find(job)?;
+        let facts = &self.jobs.get(&id).ok_or_else(missing)?.facts;
+        let (born, submitted) = facts.submitted().ok_or_else(missing)?;
+        let observed = facts
+            .running()
+            .map(|(_, deployed)| (deployed.executor.clone(), self.heard_ms(&deployed.executor)));
+        Ok(JobView {
+            job: id,
+            birth: born.dot.clone(),
+            owner: self.carried_on_by(&born.dot.log).clone(),
+            state: facts.state().ok_or_else(missing)?,
+            generation: facts.generation(),
+            spec: submitted.spec.clone(),
+            clock: facts.clock().clone(),
+            submitted_at: born.at.clone(),
+            attempts: facts.attempt_views(),
+            results: arbitrate::result_views(facts),
+            ended: self.ended(id),
+            observed: observed.collect(),
+        })
+    }
+
+    fn heard_ms(&self, executor: &ExecutorId) -> Option<u64> {
+        let seat = self.fleet.seats.get(executor).filter(|seat| seat.session.is_some())?;
+        Some(millis(self.now.mono.since(seat.heard)))
+    }
+
+    fn why(&self, job: &JobRef) -> Result<Reply, Refusal> {
+        let id = self.find(job)?;
+        let state = self.state_of(id);
+        let reasons = match state {
+            JobState::Waiting => self.why_waiting(id),
+            JobState::Running => self.why_running(id),
+            _ => self.why_ended(id, state),
+        };
+        Ok(Reply::Why { job: id, state, reasons })
+    }
+
+    fn why_ended(&self, id: JobId, state: JobState) -> Vec<String> {
+        let Some(ended) = self.ended(id) else { return vec![] };
+        let mut reasons: Vec<String> = ended.reason.into_iter().collect();
+        if let Some((_, reported)) = &ended.result {
+            let (result, executor) = (&reported.result, &reported.executor);
+            reasons.push(match (result.exit, result.signal) {
+                (Some(exit), _) => format!("it ended with status {exit} on {executor}"),
+                (None, Some(signal)) => format!("signal {signal} ended it on {executor}"),
+                (None, None) => format!("it could not run on {executor}"),
+            });
+            reasons.extend(result.error.clone());
+            reasons.extend(result.timed_out.then(|| "its time was over".to_owned()));
+        }
+        if state == JobState::Parked {
+            reasons.push("'ucp-submit rerun' releases it".into());
+        }
+        reasons
+    }
+
+    fn why_running(&self, id: JobId) -> Vec<String> {
+        let Some(job) = self.jobs.get(&id) else { return vec![] };
+        let running = job.facts.running().map(|(fact, deployed)| {
+            let executor = &deployed.executor;
+            match self.heard_ms(executor) {
+                Some(ms) => format!("attempt {} on {executor}, heard of {ms} ms ago", fact.dot),
+                None => format!("attempt {} on {executor}, which is not connected", fact.dot),
+            }
+        });
+        running.collect()
+    }
+
+    fn why_waiting(&self, id: JobId) -> Vec<String> {
+        let Some(job) = self.jobs.get(&id) else { return vec![] };
+        let Some((_, submitted)) = job.facts.submitted() else { return vec![] };
+        let spec = &submitted.spec;
+        let mut reasons = vec![];
+        for other in &spec.after {
+            match self.jobs.get(other).and_then(|job| job.facts.state()) {
+                Some(JobState::Succeeded) => {}
+                Some(state) => reasons.push(format!("job {other} is {}", state.word())),
+                None => reasons.push(format!("job {other} is not known here")),
+            }
+        }
+        if !reasons.is_empty() {
+            return reasons;
+        }
+        if job.not_before > self.now.mono {
+            let wait = millis(job.not_before.since(self.now.mono));
+            reasons.push(format!("it is tried again in {wait} ms"));
+        }
+        if let Step::Deploy { tries, .. } = job.facts.step() {
+            let counts = [
+                (tries.failed, "failed"),
+                (tries.lost, "were lost"),
+                (tries.revoked, "were handed back"),
+            ];
+            let before = counts.into_iter().filter(|(count, _)| *count > 0);
+            reasons.extend(before.map(|(count, what)| format!("{count} attempts {what} before")));
+        }
+        if self.fleet.sessions.is_empty() {
+            reasons.push("no executor is connected".into());
+        }
+        for (executor, seat) in &self.fleet.seats {
+            let silent = self.now.mono.since(seat.heard) >= self.config.suspect_after;
+            reasons.push(match seat.fits(&spec.needs) {
+                _ if seat.session.is_none() => format!("{executor}: is not connected"),
+                _ if seat.draining => format!("{executor}: takes nothing new, it is about to end"),
+                _ if silent => format!("{executor}: has been silent for too long"),
+                Err(unmet) => format!("{executor}: {unmet}"),
+                Ok(()) => format!("{executor}: fits, others go first"),
+            });
+        }
+        reasons.truncate(limits::REASONS_MAX);
+        reasons
+    }
+
+    fn list(&self, state: Option<JobState>, limit: usize) -> Result<Vec<JobSummary>, Refusal> {
+        if limit > limits::LIST_ROWS_MAX {
+            return Err(Refusal::TooMany { what: "rows", limit: limits::LIST_ROWS_MAX });
+        }
+        let newest = self.arrivals.iter().rev().filter_map(|id| self.jobs.get_key_value(id));
+        let wanted = newest.filter(|(_, job)| {
+            job.state.is_some() && state.is_none_or(|wanted| job.state == Some(wanted))
+        });
+        Ok(wanted.take(limit).filter_map(|(id, job)| summary(*id, job)).collect())
+    }
+
+    fn status(&self) -> StatusView {
+        let mut jobs = BTreeMap::new();
+        for ((_, state), count) in &self.counts {
+            *jobs.entry(*state).or_default() += count;
+        }
+        StatusView {
+            log: self.log.clone().expect("requests come after the log is open"),
+            uptime_ms: millis(self.now.mono.since(self.opened)),
+            vector: self.logs.vector(),
+            digest: self.logs.digest(),
+            jobs,
+            executors: self.fleet.sessions.len() as u64,
+            queued: self.queue.levels().clone(),
+        }
+    }
+
+    fn executors(&self) -> Vec<ExecutorView> {
+        let seats = self.fleet.seats.iter().filter_map(|(executor, seat)| {
+            let hello = seat.hello.as_ref()?;
+            let silent = self.now.mono.since(seat.heard) >= self.config.suspect_after;
+            let state = match seat.session {
+                None => "away",
+                Some(_) if silent => "suspect",
+                Some(_) if seat.draining => "draining",
+                Some(_) => "alive",
+            };
+            Some(ExecutorView {
+                executor: executor.clone(),
+                state: state.into(),
+                heard_ms: millis(self.now.mono.since(seat.heard)),
+                pid: hello.pid,
+                capability: hello.capability.clone(),
+                load: hello.load,
+                attempts: seat.assigned.keys().cloned().collect(),
+            })
+        });
+        seats.collect()
+    }
+
+    /// The books: counted anew from the jobs, and compared with what was counted all along.
+    fn audit(&self) -> AuditView {
+        let mut view = AuditView {
+            submitted: BTreeMap::new(),
+            states: BTreeMap::new(),
+            vector: self.logs.vector(),
+            faults: vec![],
+        };
+        for (id, job) in &self.jobs {
+            let Some((born, _)) = job.facts.submitted() else { continue };
+            let log = &born.dot.log;
+            *view.submitted.entry(log.clone()).or_default() += 1;
+            match job.facts.state() {
+                Some(state) => {
+                    let states = view.states.entry(log.clone()).or_default();
+                    *states.entry(state).or_default() += 1;
+                }
+                None => view.faults.push(format!("job {id} has no state")),
+            }
+            self.audit_job(*id, &mut view.faults);
+        }
+        let counted = self.counts.iter().filter(|(_, count)| **count > 0);
+        let counted: BTreeMap<_, u64> = counted.map(|(key, count)| (key.clone(), *count)).collect();
+        let mut anew = BTreeMap::new();
+        for (log, states) in &view.states {
+            for (state, count) in states {
+                anew.insert((log.clone(), *state), *count);
+            }
+        }
+        if counted != anew {
+            view.faults.push("the counts of jobs per state differ from the jobs".into());
+        }
+        view
+    }
+
+    fn audit_job(&self, id: JobId, faults: &mut Vec<String>) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        if job.state != job.facts.state() {
+            faults.push(format!("job {id} was not settled after its last fact"));
+        }
+        for (fact, deployed) in job.facts.running() {
+            let attempt = crate::proto::id::AttemptId(fact.dot.clone());
+            let seat = self.fleet.seats.get(&deployed.executor);
+            if !seat.is_some_and(|seat| seat.assigned.contains_key(&attempt)) {
+                faults.push(format!("attempt {attempt} runs on no executor that is watched"));
+            }
+        }
+        if job.queued.is_some() && job.state != Some(JobState::Waiting) {
+            faults.push(format!("job {id} stands in the queue but does not wait"));
+        }
+    }
+}
+
+fn millis(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn summary(id: JobId, job: &super::Job) -> Option<JobSummary> {
+    let facts = &job.facts;
+    let (born, submitted): (&Fact, _) = facts.submitted()?;
+    let generation = facts.generation();
+    let reported = facts.winner(generation).and_then(|(_, accepted)| {
+        facts.reported().find(|(fact, _)| fact.dot == accepted.reported).map(|(_, body)| body)
+    });
+    Some(JobSummary {
+        job: id,
+        state: job.state?,
+        generation,
+        spec: submitted.spec.clone(),
+        submitted_at: born.at.clone(),
+        executor: facts.deployed().last().map(|(_, deployed)| deployed.executor.clone()),
+        attempts: u32::try_from(facts.deployed().count()).unwrap_or(u32::MAX),
+        exit: reported.and_then(|body| body.result.exit),
+        signal: reported.and_then(|body| body.result.signal),
+    })
+}

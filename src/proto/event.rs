@@ -1,0 +1,322 @@
+//! What goes into the broker's core and what comes out of it.
+//!
+//! Pure. Inputs are facts about the outside, in the past; outputs are orders, in the order in
+//! which they must be carried out. Law: nothing after a [`Output::Persist`] leaves before the
+//! batch is durable.
+
+use std::sync::Arc;
+
+use crate::proto::fact::SealedFact;
+use crate::proto::id::{AttemptId, ExecutorId, JobId, RequestId, SessionId};
+use crate::proto::job::{JobSpec, SpecError};
+use crate::proto::limits;
+use crate::proto::message::{BrokerMessage, ExecutorMessage, Hello};
+use crate::proto::view::{
+    AuditView, Ended, ExecutorView, JobRow, JobState, JobSummary, JobView, StatusView,
+};
+
+/// Something that happened outside.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// A client asked for something; it gets [`Output::Reply`] until it is closed.
+    Request {
+        /// Whom to answer.
+        request: RequestId,
+        /// What is asked.
+        body: Request,
+    },
+    /// Nobody waits for this request's replies any more.
+    RequestClosed {
+        /// Which.
+        request: RequestId,
+    },
+    /// An executor connected and said who it is.
+    SessionOpened {
+        /// The connection.
+        session: SessionId,
+        /// What it said.
+        hello: Hello,
+    },
+    /// An executor said something. Live output does not pass through the core.
+    Message {
+        /// The connection.
+        session: SessionId,
+        /// What it said.
+        message: ExecutorMessage,
+    },
+    /// A connection to an executor ended.
+    SessionClosed {
+        /// The connection.
+        session: SessionId,
+        /// Whether the executor's process is known to be dead (same host, by its pidfd).
+        process_gone: bool,
+    },
+}
+
+/// A job as a client names it: its whole id, or a suffix of it that no other job has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobRef(pub String);
+
+/// What a client asks for.
+#[derive(Debug, Clone)]
+pub enum Request {
+    /// Take jobs. Each is answered by `Submitted` or `Refused` with its index; with `watch` also
+    /// by `Ended` as each ends.
+    Submit {
+        /// The jobs.
+        submissions: Vec<Submission>,
+        /// Whether to tell the ends.
+        watch: bool,
+    },
+    /// Tell the end of a job; with `attempts` also each deployment, the current one at once.
+    Watch {
+        /// The job.
+        job: JobRef,
+        /// Whether to tell deployments.
+        attempts: bool,
+    },
+    /// End a job.
+    Cancel {
+        /// The job.
+        job: JobRef,
+        /// Why, in words.
+        reason: String,
+    },
+    /// Begin a job again that has ended or is parked.
+    Rerun {
+        /// The job.
+        job: JobRef,
+        /// Why, in words.
+        reason: String,
+    },
+    /// Everything about a job.
+    Show {
+        /// The job.
+        job: JobRef,
+    },
+    /// What a job waits for.
+    Why {
+        /// The job.
+        job: JobRef,
+    },
+    /// Jobs, the newest first.
+    List {
+        /// Only those in this state.
+        state: Option<JobState>,
+        /// How many at the most.
+        limit: usize,
+    },
+    /// The broker at a glance.
+    Status,
+    /// The executors.
+    Executors,
+    /// The books.
+    Audit,
+}
+
+/// A job that a client hands in.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// The client's number for it, returned with the answer.
+    pub index: u64,
+    /// The client's id for it, so that it may repeat the submission; the broker draws one where
+    /// absent. A keyed job's id follows from key and spec, whatever stands here.
+    pub id: Option<JobId>,
+    /// What it is to do; validated.
+    pub spec: Arc<JobSpec>,
+}
+
+/// An order to the outside.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// Make these durable, as one unit, before anything that follows leaves.
+    Persist(Batch),
+    /// Answer a client.
+    Reply {
+        /// Whom.
+        request: RequestId,
+        /// What.
+        reply: Reply,
+    },
+    /// Send to an executor.
+    Send {
+        /// Over which connection.
+        session: SessionId,
+        /// What.
+        message: BrokerMessage,
+    },
+    /// End a connection to an executor.
+    Close {
+        /// Which.
+        session: SessionId,
+    },
+    /// Tell the operator.
+    Notice(String),
+}
+
+/// Facts that become durable together, with the rows of the job table that they change.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// In the order in which they were written.
+    pub facts: Vec<SealedFact>,
+    /// One for each job that the facts touch.
+    pub rows: Vec<JobRow>,
+}
+
+/// An answer to a client.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// The job is taken and durable.
+    Submitted {
+        /// The client's number.
+        index: u64,
+        /// The job.
+        job: JobId,
+        /// Whether it had been taken before.
+        known: bool,
+    },
+    /// It is not done, and nothing changed.
+    Refused {
+        /// The client's number, for a submission.
+        index: Option<u64>,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// An attempt of a watched job runs.
+    Deployed {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        attempt: AttemptId,
+        /// Where.
+        executor: ExecutorId,
+        /// The connection to that executor, if there is one.
+        session: Option<SessionId>,
+    },
+    /// A watched job ended or is parked.
+    Ended(Box<Ended>),
+    /// A cancel or rerun is durable.
+    Done {
+        /// The job.
+        job: JobId,
+        /// Where it stands now.
+        state: JobState,
+    },
+    /// The answer to `Show`.
+    Job(Box<JobView>),
+    /// The answer to `Why`.
+    Why {
+        /// The job.
+        job: JobId,
+        /// Where it stands.
+        state: JobState,
+        /// What it waits for, or why it stands where it stands.
+        reasons: Vec<String>,
+    },
+    /// The answer to `List`.
+    Jobs(Vec<JobSummary>),
+    /// The answer to `Status`.
+    Status(Box<StatusView>),
+    /// The answer to `Executors`.
+    Executors(Vec<ExecutorView>),
+    /// The answer to `Audit`.
+    Audit(Box<AuditView>),
+}
+
+/// Why a request is not done. Nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No job has this id or suffix. Trying again cannot help.
+    #[error("no job {0:?} is known here")]
+    NotFound(String),
+    /// More than one job ends in this suffix. Trying again with more digits helps.
+    #[error("more than one job ends in {0:?}")]
+    Ambiguous(String),
+    /// The spec is not valid. Trying again cannot help.
+    #[error("{0}")]
+    Spec(#[from] SpecError),
+    /// The id is taken by a job with another spec. Trying again cannot help.
+    #[error("job {0} exists with another spec")]
+    IdTaken(JobId),
+    /// The key is taken by a job with another spec. Trying again cannot help.
+    #[error("key {key:?} belongs to job {job} with another spec")]
+    KeyConflict {
+        /// The key.
+        key: String,
+        /// The job that has it.
+        job: JobId,
+    },
+    /// A job in `after` is not known here. Trying again may help.
+    #[error("field `after`: job {0} is not known here")]
+    AfterUnknown(JobId),
+    /// So many jobs wait already. Trying again later helps.
+    #[error("{0} jobs wait already, the broker takes no more")]
+    QueueFull(u64),
+    /// The job has ended. Trying again cannot help.
+    #[error("job {job} has ended: {}", state.word())]
+    HasEnded {
+        /// The job.
+        job: JobId,
+        /// How.
+        state: JobState,
+    },
+    /// The job has not ended, so it cannot begin again.
+    #[error("job {job} has not ended: {}", state.word())]
+    NotEnded {
+        /// The job.
+        job: JobId,
+        /// Where it stands.
+        state: JobState,
+    },
+    /// A request named more than it may.
+    #[error("at most {limit} {what} at a time")]
+    TooMany {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many may be.
+        limit: usize,
+    },
+}
+
+impl Refusal {
+    /// The stable word for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound(_) => "not-found",
+            Self::Ambiguous(_) => "ambiguous",
+            Self::Spec(_) => "bad-spec",
+            Self::IdTaken(_) => "id-taken",
+            Self::KeyConflict { .. } => "key-conflict",
+            Self::AfterUnknown(_) => "after-unknown",
+            Self::QueueFull(_) => "queue-full",
+            Self::HasEnded { .. } => "has-ended",
+            Self::NotEnded { .. } => "not-ended",
+            Self::TooMany { .. } => "too-many",
+        }
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NotFound(_) => Some("'ucp-submit list' shows the jobs that are known"),
+            Self::Ambiguous(_) => Some("give more digits of the id"),
+            Self::KeyConflict { .. } => Some("use another key, or the spec that was first"),
+            Self::IdTaken(_) => Some("leave the id out, or use another"),
+            Self::QueueFull(_) => Some("try again when jobs have ended, or raise --max-queued"),
+            Self::NotEnded { .. } => Some("cancel it first, or wait for its end"),
+            Self::HasEnded { .. } => Some("'ucp-submit rerun' begins it again"),
+            Self::Spec(_) | Self::AfterUnknown(_) | Self::TooMany { .. } => None,
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::QueueFull(_) | Self::AfterUnknown(_))
+    }
+}
+
+const _: () = assert!(limits::INPUTS_PER_BATCH_MAX <= limits::INPUTS_QUEUED_MAX);

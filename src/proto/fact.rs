@@ -1,0 +1,375 @@
+//! One immutable fact: the only thing that brokers replicate.
+//!
+//! Pure. A fact is one line of JSON, kept and passed on byte for byte as it was written:
+//!
+//! ```json
+//! {"v":1,"dot":["north-7f3a51c2",41],"clock":{"north-7f3a51c2":41},"job":"0197…",
+//!  "birth":["north-7f3a51c2",38],"gen":1,"kind":"deployed","at":"2026-…Z","body":{…}}
+//! ```
+//!
+//! Law: a fact's own clock entry is its seq ([`FactError::OwnEntry`]); X happened before Y exactly
+//! if Y's clock covers X's dot. `at` is for people; no decision reads it.
+//! Each log is a hash chain: chain 0 is the hash of the log's name, chain n that of chain n-1
+//! followed by line n (BLAKE3).
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::proto::clock::Clock;
+use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId};
+use crate::proto::job::JobSpec;
+use crate::proto::limits;
+use crate::proto::result::JobResult;
+
+/// The version of the fact format.
+pub const FACT_VERSION: u32 = 1;
+/// The version of the rules that turn facts into state; announced in `joined`.
+pub const FOLD_VERSION: u32 = 1;
+
+/// A parsed fact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fact {
+    /// Its name.
+    pub dot: Dot,
+    /// The clock of its job (or other subject) as the writer held it; the own entry is the dot.
+    pub clock: Clock,
+    /// The job it is about.
+    pub job: Option<JobId>,
+    /// The least `submitted` dot of the job that the writer held.
+    pub birth: Option<Dot>,
+    /// The generation it is about, from 1; 0 where it is about no job.
+    pub generation: u32,
+    /// The writer's wall clock; for people.
+    pub at: String,
+    /// What happened.
+    pub body: Body,
+}
+
+/// What a fact says. JSON: `kind` is the variant's word, `body` its members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// A log begins.
+    Joined(Joined),
+    /// A job was taken.
+    Submitted(Submitted),
+    /// An attempt begins; the fact's dot is the attempt.
+    Deployed(Deployed),
+    /// The executor of an attempt is gone.
+    Lost(Ending),
+    /// An attempt is stopped on purpose.
+    Revoked(Ending),
+    /// A result came in.
+    Reported(Arc<Reported>),
+    /// A reported result is the job's.
+    Accepted(Accepted),
+    /// Somebody ended the job.
+    Cancelled(Reason),
+    /// A job that had ended or was parked begins again, in the fact's generation.
+    Rerun(Reason),
+    /// The job is held back until somebody reruns it.
+    Parked(Reason),
+    /// The job's time is over.
+    Expired(Reason),
+    /// A job that it waited for did not succeed.
+    Skipped(Reason),
+}
+
+/// A log begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// The broker's name.
+    pub name: String,
+    /// The rules that its facts follow.
+    pub fold_version: u32,
+    /// The log whose jobs and attempts this one carries on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continues: Option<Continues>,
+}
+
+/// The log that another one continues, and how much of it was at hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Continues {
+    /// The older log.
+    pub log: LogId,
+    /// Its last seq at hand.
+    pub last_seq: u64,
+    /// Its chain hash there.
+    pub chain: Digest,
+}
+
+/// A job was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// What it is to do.
+    pub spec: Arc<JobSpec>,
+    /// How long it is kept after its end, in milliseconds of running time.
+    pub retention_ms: u64,
+}
+
+/// An attempt begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployed {
+    /// Where.
+    pub executor: ExecutorId,
+    /// Which life of that executor (`Incarnation::life`): another one never heard of it.
+    pub life: u64,
+    /// 1 + the greatest fence known for the job (a Lamport number).
+    pub fence: u64,
+}
+
+/// An attempt ended without a result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// Which.
+    pub attempt: AttemptId,
+    /// Where it was.
+    pub executor: ExecutorId,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// A result came in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reported {
+    /// Whose result it is.
+    pub attempt: AttemptId,
+    /// Who ran it.
+    pub executor: ExecutorId,
+    /// The digest of its content.
+    pub digest: Digest,
+    /// The result.
+    pub result: JobResult,
+    /// The executor's own history of the job; for drawing, never for decisions.
+    #[serde(default, skip_serializing_if = "Clock::is_empty")]
+    pub clock: Clock,
+}
+
+/// A reported result is the job's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Whose result it is.
+    pub attempt: AttemptId,
+    /// The fact that reported it.
+    pub reported: Dot,
+    /// The digest of its content.
+    pub digest: Digest,
+    /// Whether the job did its work.
+    pub success: bool,
+    /// The attempt's fence.
+    pub fence: u64,
+}
+
+/// Why something was done to a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// In words.
+    pub reason: String,
+}
+
+/// Why a line is no fact. Nothing changed; trying again cannot help.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FactError {
+    /// The line is not the JSON of a fact; the text says where.
+    #[error("not a fact: {0}")]
+    Json(String),
+    /// The fact's format is of another version than ours.
+    #[error("fact format {0} is not known here (known: {FACT_VERSION})")]
+    Version(u32),
+    /// The kind is not known here.
+    #[error("fact kind {0:?} is not known here")]
+    Kind(String),
+    /// The own entry of the clock is not the dot's seq.
+    #[error("the clock of {dot} counts its own log at {entry}")]
+    OwnEntry {
+        /// The fact's dot.
+        dot: Dot,
+        /// What its clock says.
+        entry: u64,
+    },
+    /// A job's fact without job, birth or generation, or the contrary.
+    #[error("fact {0} of kind {1} lacks a member, or has one too many: {2}")]
+    Member(Dot, &'static str, &'static str),
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawFact<'a> {
+    v: u32,
+    dot: Dot,
+    clock: Clock,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    job: Option<JobId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    birth: Option<Dot>,
+    #[serde(rename = "gen", default, skip_serializing_if = "is_zero")]
+    generation: u32,
+    #[serde(borrow)]
+    kind: std::borrow::Cow<'a, str>,
+    at: String,
+    #[serde(borrow)]
+    body: &'a RawValue,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the shape that serde asks for
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+impl Body {
+    /// The word under `kind`.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Joined(_) => "joined",
+            Self::Submitted(_) => "submitted",
+            Self::Deployed(_) => "deployed",
+            Self::Lost(_) => "lost",
+            Self::Revoked(_) => "revoked",
+            Self::Reported(_) => "reported",
+            Self::Accepted(_) => "accepted",
+            Self::Cancelled(_) => "cancelled",
+            Self::Rerun(_) => "rerun",
+            Self::Parked(_) => "parked",
+            Self::Expired(_) => "expired",
+            Self::Skipped(_) => "skipped",
+        }
+    }
+
+    fn to_raw(&self) -> Box<RawValue> {
+        let raw = match self {
+            Self::Joined(body) => serde_json::value::to_raw_value(body),
+            Self::Submitted(body) => serde_json::value::to_raw_value(body),
+            Self::Deployed(body) => serde_json::value::to_raw_value(body),
+            Self::Lost(body) | Self::Revoked(body) => serde_json::value::to_raw_value(body),
+            Self::Reported(body) => serde_json::value::to_raw_value(&**body),
+            Self::Accepted(body) => serde_json::value::to_raw_value(body),
+            Self::Cancelled(body)
+            | Self::Rerun(body)
+            | Self::Parked(body)
+            | Self::Expired(body)
+            | Self::Skipped(body) => serde_json::value::to_raw_value(body),
+        };
+        raw.expect("a body has only string keys")
+    }
+
+    fn from_raw(kind: &str, raw: &RawValue) -> Result<Self, FactError> {
+        fn read<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Result<T, FactError> {
+            serde_json::from_str(raw.get()).map_err(|error| FactError::Json(error.to_string()))
+        }
+        Ok(match kind {
+            "joined" => Self::Joined(read(raw)?),
+            "submitted" => Self::Submitted(read(raw)?),
+            "deployed" => Self::Deployed(read(raw)?),
+            "lost" => Self::Lost(read(raw)?),
+            "revoked" => Self::Revoked(read(raw)?),
+            "reported" => Self::Reported(Arc::new(read(raw)?)),
+            "accepted" => Self::Accepted(read(raw)?),
+            "cancelled" => Self::Cancelled(read(raw)?),
+            "rerun" => Self::Rerun(read(raw)?),
+            "parked" => Self::Parked(read(raw)?),
+            "expired" => Self::Expired(read(raw)?),
+            "skipped" => Self::Skipped(read(raw)?),
+            other => return Err(FactError::Kind(other.chars().take(40).collect())),
+        })
+    }
+}
+
+impl Fact {
+    /// The fact's line, without a newline.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        let body = self.body.to_raw();
+        let raw = RawFact {
+            v: FACT_VERSION,
+            dot: self.dot.clone(),
+            clock: self.clock.clone(),
+            job: self.job,
+            birth: self.birth.clone(),
+            generation: self.generation,
+            kind: self.body.kind().into(),
+            at: self.at.clone(),
+            body: &body,
+        };
+        serde_json::to_string(&raw).expect("a fact has only string keys")
+    }
+
+    /// Reads a fact from its line.
+    ///
+    /// # Errors
+    /// [`FactError`]; nothing of the line is taken over.
+    pub fn parse(line: &str) -> Result<Self, FactError> {
+        let raw: RawFact<'_> =
+            serde_json::from_str(line).map_err(|error| FactError::Json(error.to_string()))?;
+        if raw.v != FACT_VERSION {
+            return Err(FactError::Version(raw.v));
+        }
+        let body = Body::from_raw(&raw.kind, raw.body)?;
+        let entry = raw.clock.seq(&raw.dot.log);
+        if entry != raw.dot.seq {
+            return Err(FactError::OwnEntry { dot: raw.dot, entry });
+        }
+        let fact = Self {
+            dot: raw.dot,
+            clock: raw.clock,
+            job: raw.job,
+            birth: raw.birth,
+            generation: raw.generation,
+            at: raw.at,
+            body,
+        };
+        fact.check_members()?;
+        Ok(fact)
+    }
+
+    fn check_members(&self) -> Result<(), FactError> {
+        let wrong = |what| Err(FactError::Member(self.dot.clone(), self.body.kind(), what));
+        if matches!(self.body, Body::Joined(_)) {
+            return if self.job.is_some() { wrong("job") } else { Ok(()) };
+        }
+        if self.job.is_none() {
+            return wrong("job");
+        }
+        if self.generation == 0 {
+            return wrong("gen");
+        }
+        // A result may come for a job whose submission never reached the writer.
+        if self.birth.is_none() && !matches!(self.body, Body::Reported(_)) {
+            return wrong("birth");
+        }
+        match &self.body {
+            Body::Deployed(body) if body.fence > limits::COUNTER_MAX => wrong("fence"),
+            Body::Reported(body) if !body.result.stdout.is_consistent() => wrong("stdout"),
+            Body::Reported(body) if !body.result.stderr.is_consistent() => wrong("stderr"),
+            Body::Reported(body) if body.result.digest() != body.digest => wrong("digest"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A fact together with its bytes as written and its place in the hash chain of its log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedFact {
+    /// What it says.
+    pub fact: Arc<Fact>,
+    /// Its line, without a newline.
+    pub line: Arc<str>,
+    /// The log's chain hash with this fact as the last.
+    pub chain: Digest,
+}
+
+/// The chain hash of a log that holds nothing.
+#[must_use]
+pub fn chain_start(log: &LogId) -> Digest {
+    Digest::of(log.as_str().as_bytes())
+}
+
+/// The chain hash after one more line.
+#[must_use]
+pub fn chain_next(chain: &Digest, line: &str) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&chain.0);
+    hasher.update(line.as_bytes());
+    Digest(*hasher.finalize().as_bytes())
+}

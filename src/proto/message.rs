@@ -1,0 +1,199 @@
+//! What an executor and its broker say to each other during a session.
+//!
+//! Pure. One JSON line a message, tagged by `type`, in order, both ways (wire/session.rs frames
+//! them). Members are only ever added; unknown ones are ignored.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::proto::capability::{Capability, Load};
+use crate::proto::clock::Clock;
+use crate::proto::id::{AttemptId, ExecutorId, Incarnation, JobId, LogId};
+use crate::proto::job::JobSpec;
+use crate::proto::result::JobResult;
+use crate::proto::units::Span;
+
+/// The version of the session's messages.
+pub const SESSION_VERSION: u32 = 1;
+
+/// From an executor to its broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ExecutorMessage {
+    /// The first message of a session.
+    Hello(Hello),
+    /// The executor is there, and this is what it has at the moment.
+    Heartbeat {
+        /// What it has.
+        load: Load,
+        /// Whether it takes nothing new because it is about to end.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        draining: bool,
+    },
+    /// An attempt ended; sent again in each session until it is acknowledged.
+    Result(Box<ResultMessage>),
+    /// An attempt left no process and has no result: it was stopped as ordered, or is handed back.
+    Stopped {
+        /// Which.
+        attempt: AttemptId,
+    },
+    /// A piece of live output.
+    Output(OutputChunk),
+    /// No more output will come for this follower: the attempt ended or is not here.
+    OutputEnd {
+        /// The follower's number.
+        follow: u64,
+    },
+}
+
+/// Who the executor is and what it holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The version of the messages.
+    pub v: u32,
+    /// Its lasting identity.
+    pub executor: ExecutorId,
+    /// Which of its lives this is.
+    pub incarnation: Incarnation,
+    /// Its process id, for people.
+    pub pid: u32,
+    /// What it has as long as it runs.
+    pub capability: Capability,
+    /// What it has at the moment.
+    pub load: Load,
+    /// How often it sends heartbeats.
+    pub heartbeat: Span,
+    /// The attempts that run or wait there, and those with a result not yet acknowledged.
+    pub attempts: Vec<AttemptId>,
+}
+
+/// A result on its way to a broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultMessage {
+    /// Whose result it is.
+    pub attempt: AttemptId,
+    /// The attempt's job.
+    pub job: JobId,
+    /// The attempt's generation.
+    #[serde(rename = "gen")]
+    pub generation: u32,
+    /// What came of it.
+    pub result: JobResult,
+    /// The executor's history of the job.
+    pub clock: Clock,
+}
+
+/// A piece of live output for one follower.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputChunk {
+    /// The follower's number, as in `follow`.
+    pub follow: u64,
+    /// Which stream.
+    pub stream: StreamName,
+    /// Where the piece begins in that stream, in bytes.
+    pub offset: u64,
+    /// The bytes in base64 (RFC 4648 section 4).
+    pub base64: String,
+}
+
+/// Standard output or standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamName {
+    /// File descriptor 1.
+    Stdout,
+    /// File descriptor 2.
+    Stderr,
+}
+
+/// From a broker to an executor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum BrokerMessage {
+    /// The executor is registered.
+    Welcome {
+        /// The broker's log.
+        log: LogId,
+        /// The longest pause between heartbeats that the broker bears with; a longer one would
+        /// look like silence.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        heartbeat_max: Option<Span>,
+    },
+    /// The executor is not registered, and why; the session ends.
+    Refused {
+        /// A stable word.
+        code: String,
+        /// In words.
+        detail: String,
+    },
+    /// Run this.
+    Start(Box<StartOrder>),
+    /// Stop this attempt and all its processes.
+    Stop {
+        /// Which.
+        attempt: AttemptId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// The attempt's result is durable here; the executor may forget it.
+    Acknowledged {
+        /// Which.
+        attempt: AttemptId,
+    },
+    /// The answer to a heartbeat.
+    Heard,
+    /// Send this attempt's output as it comes.
+    Follow {
+        /// The follower's number.
+        follow: u64,
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Where to begin in standard output; nothing of it is sent where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stdout_from: Option<u64>,
+        /// Where to begin in standard error; nothing of it is sent where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stderr_from: Option<u64>,
+        /// How many bytes may be sent before more are granted.
+        window: u64,
+    },
+    /// The follower took bytes: as many more may be sent.
+    Window {
+        /// The follower's number.
+        follow: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// The follower is gone.
+    Unfollow {
+        /// The follower's number.
+        follow: u64,
+    },
+}
+
+/// An attempt to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartOrder {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// Its job.
+    pub job: JobId,
+    /// Its generation.
+    #[serde(rename = "gen")]
+    pub generation: u32,
+    /// Its fence.
+    pub fence: u64,
+    /// The clock of its `deployed` fact; the executor carries it on.
+    pub clock: Clock,
+    /// What to run.
+    pub spec: Arc<JobSpec>,
+}
+
+impl StartOrder {
+    /// The fencing token that the job sees: fixed-width `FENCE.LOG.SEQ`, compared as a string.
+    #[must_use]
+    pub fn fencing_token(&self) -> String {
+        format!("{:016}.{}.{:016}", self.fence, self.attempt.0.log, self.attempt.0.seq)
+    }
+}

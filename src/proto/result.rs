@@ -1,0 +1,162 @@
+//! What came of one attempt: exit, output, times; and the digest that names its content.
+//!
+//! Pure. The content digest covers exit or signal, error, output and standard error, never times
+//! or clocks: two attempts that did the same work have the same content.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use crate::proto::id::Digest;
+use crate::proto::limits;
+
+/// What a job wrote to one of its streams.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stream {
+    /// Bytes kept.
+    pub size: u64,
+    /// The content, where it is short and UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The content in base64 (RFC 4648 section 4), where it is short and not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base64: Option<String>,
+    /// The content as a blob, where it is long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blob: Option<Digest>,
+    /// Whether more was written than [`limits::OUTPUT_BYTES_MAX`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+}
+
+impl Stream {
+    /// A stream whose content is kept inline; at most [`limits::OUTPUT_INLINE_BYTES_MAX`] bytes.
+    #[must_use]
+    pub fn inline(bytes: Vec<u8>) -> Self {
+        debug_assert!(bytes.len() <= limits::OUTPUT_INLINE_BYTES_MAX);
+        let size = bytes.len() as u64;
+        match String::from_utf8(bytes) {
+            Ok(text) if text.is_empty() => Self::default(),
+            Ok(text) => Self { size, text: Some(text), ..Self::default() },
+            Err(error) => {
+                let base64 = Some(STANDARD.encode(error.as_bytes()));
+                Self { size, base64, ..Self::default() }
+            }
+        }
+    }
+
+    /// A stream whose content is a blob.
+    #[must_use]
+    pub fn blob(size: u64, digest: Digest, truncated: bool) -> Self {
+        Self { size, blob: Some(digest), truncated, ..Self::default() }
+    }
+
+    /// Whether nothing was written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.size == 0 && !self.truncated
+    }
+
+    /// The inline content; nothing where it is a blob or was left out of memory.
+    #[must_use]
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        match (&self.text, &self.base64) {
+            (Some(text), _) => Some(text.clone().into_bytes()),
+            (None, Some(base64)) => STANDARD.decode(base64).ok(),
+            (None, None) => (self.size == 0).then(Vec::new),
+        }
+    }
+
+    fn digest(&self) -> Digest {
+        match self.blob {
+            Some(digest) => digest,
+            None => Digest::of(&self.bytes().unwrap_or_default()),
+        }
+    }
+
+    /// Bytes of memory that the inline content takes.
+    #[must_use]
+    pub fn inline_bytes(&self) -> usize {
+        self.text.as_ref().map_or(0, String::len) + self.base64.as_ref().map_or(0, String::len)
+    }
+
+    /// Whether the fields agree: at most one form of content, and its size as said.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        let forms = [self.text.is_some(), self.base64.is_some(), self.blob.is_some()];
+        match forms.iter().filter(|held| **held).count() {
+            0 => self.size == 0,
+            1 if self.blob.is_some() => self.size > 0,
+            1 => {
+                self.size <= limits::OUTPUT_INLINE_BYTES_MAX as u64
+                    && self.bytes().is_some_and(|bytes| bytes.len() as u64 == self.size)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What came of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct JobResult {
+    /// The exit status; 127 where the program was not found, 126 where it could not be executed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<i32>,
+    /// The signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Why it could not run, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Whether it was ended because its time was over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+    /// Standard output.
+    #[serde(default, skip_serializing_if = "Stream::is_empty")]
+    pub stdout: Stream,
+    /// Standard error.
+    #[serde(default, skip_serializing_if = "Stream::is_empty")]
+    pub stderr: Stream,
+    /// The executor's wall clock at the start; for people.
+    pub started_at: String,
+    /// The executor's wall clock at the end; for people.
+    pub ended_at: String,
+    /// CPU time of the job's main process and the children it waited for, in microseconds.
+    #[serde(default)]
+    pub cpu_us: u64,
+    /// The largest resident set of those, in bytes.
+    #[serde(default)]
+    pub memory_max: u64,
+}
+
+impl JobResult {
+    /// Whether the job did its work.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        self.exit == Some(0) && !self.timed_out
+    }
+
+    /// The digest of the content.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let number = |value: Option<i32>| value.map_or("-".to_owned(), |n| n.to_string());
+        let content = format!(
+            "exit {}\nsignal {}\nerror {}\ntimed_out {}\nstdout {} {}\nstderr {} {}\n",
+            number(self.exit),
+            number(self.signal),
+            self.error.as_deref().unwrap_or("-"),
+            self.timed_out,
+            self.stdout.digest(),
+            self.stdout.truncated,
+            self.stderr.digest(),
+            self.stderr.truncated,
+        );
+        Digest::of(content.as_bytes())
+    }
+
+    /// Bytes of memory that the inline outputs take.
+    #[must_use]
+    pub fn inline_bytes(&self) -> usize {
+        self.stdout.inline_bytes() + self.stderr.inline_bytes()
+    }
+}

@@ -1,0 +1,599 @@
+//! The lines that brokers answer with and that the command lines print.
+//!
+//! Pure. One struct a line; `kind` is its `type`. Field order is fixed, so that the answers of
+//! brokers that hold the same facts are the same bytes.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::proto::capability::Needs;
+use crate::proto::clock::Clock;
+use crate::proto::fact::Reported;
+use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId};
+use crate::proto::job::JobSpec;
+use crate::proto::result::Stream;
+use crate::proto::view::{Ended, ExecutorView, JobState, JobSummary, JobView, StatusView, Verdict};
+
+/// The media type of JSON Lines.
+pub const NDJSON: &str = "application/x-ndjson";
+
+/// The word under `type`.
+pub type Kind = Cow<'static, str>;
+
+/// One submission as a client sends it. Request: `POST /v1/jobs`, one line a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubmitLine {
+    /// The client's number for it, returned with every answer to it.
+    #[serde(default)]
+    pub index: u64,
+    /// The client's id, so that the line may be sent again; drawn by the broker where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<JobId>,
+    /// What the job is to do.
+    pub spec: JobSpec,
+}
+
+/// The job is taken and durable. `type`: `submitted`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubmittedLine {
+    /// `submitted`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The job.
+    pub job: JobId,
+    /// The client's number.
+    pub index: u64,
+    /// Whether it had been taken before.
+    #[serde(default)]
+    pub known: bool,
+}
+
+/// How a job ended. `type`: `result`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultLine {
+    /// `result`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The job.
+    pub job: JobId,
+    /// The element's number, with `--each`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u64>,
+    /// The element's item, with `--each`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item: Option<String>,
+    /// How it ended; `parked` for one that is held back.
+    pub state: JobState,
+    /// The generation.
+    #[serde(rename = "gen")]
+    pub generation: u32,
+    /// The exit status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<i32>,
+    /// The signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Whether its time was over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+    /// Why it could not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Why it ended, where no result says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The attempt whose result it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<AttemptId>,
+    /// Where it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor: Option<ExecutorId>,
+    /// What holds of the result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Whether the outcome can change no more within its generation.
+    #[serde(rename = "final")]
+    pub is_final: bool,
+    /// The job's clock.
+    pub clock: Clock,
+    /// Standard output: the text itself, or base64 where `encoding` says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<String>,
+    /// The digest of standard output, where it is a blob.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout_blob: Option<Digest>,
+    /// `base64` where standard output is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<Kind>,
+    /// Standard error: the text itself, or base64 where `stderr_encoding` says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<String>,
+    /// The digest of standard error, where it is a blob.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr_blob: Option<Digest>,
+    /// `base64` where standard error is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr_encoding: Option<Kind>,
+    /// Whether more was written to either than is kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// The executor's wall clock at the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+    /// The executor's wall clock at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+    /// CPU time in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_us: Option<u64>,
+    /// Largest resident set in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_max: Option<u64>,
+}
+
+type Shown = (Option<String>, Option<Digest>, Option<Kind>);
+
+fn shown(stream: &Stream) -> Shown {
+    match (&stream.base64, stream.blob) {
+        (_, Some(digest)) => (None, Some(digest), None),
+        (Some(base64), None) => (Some(base64.clone()), None, Some("base64".into())),
+        (None, None) => (Some(stream.text.clone().unwrap_or_default()), None, None),
+    }
+}
+
+impl ResultLine {
+    /// The line of an outcome. `ended.result` must have its inline outputs in memory.
+    #[must_use]
+    pub fn new(ended: &Ended, index: Option<u64>) -> Self {
+        let mut line = Self {
+            kind: "result".into(),
+            job: ended.job,
+            index,
+            item: None,
+            state: ended.state,
+            generation: ended.generation,
+            exit: None,
+            signal: None,
+            timed_out: false,
+            error: None,
+            reason: ended.reason.clone(),
+            attempt: None,
+            executor: None,
+            verdict: None,
+            is_final: ended.is_final,
+            clock: ended.clock.clone(),
+            stdout: None,
+            stdout_blob: None,
+            encoding: None,
+            stderr: None,
+            stderr_blob: None,
+            stderr_encoding: None,
+            truncated: false,
+            started_at: None,
+            ended_at: None,
+            cpu_us: None,
+            memory_max: None,
+        };
+        if let Some((_, reported)) = &ended.result {
+            line.verdict = Some(Verdict::Accepted);
+            line.fill(reported);
+        }
+        line
+    }
+
+    fn fill(&mut self, reported: &Reported) {
+        let result = &reported.result;
+        self.exit = result.exit;
+        self.signal = result.signal;
+        self.timed_out = result.timed_out;
+        self.error.clone_from(&result.error);
+        self.attempt = Some(reported.attempt.clone());
+        self.executor = Some(reported.executor.clone());
+        (self.stdout, self.stdout_blob, self.encoding) = shown(&result.stdout);
+        (self.stderr, self.stderr_blob, self.stderr_encoding) = shown(&result.stderr);
+        self.truncated = result.stdout.truncated || result.stderr.truncated;
+        self.started_at = Some(result.started_at.clone());
+        self.ended_at = Some(result.ended_at.clone());
+        self.cpu_us = Some(result.cpu_us);
+        self.memory_max = Some(result.memory_max);
+    }
+}
+
+/// A job runs, or runs anew. `type`: `attempt`. Part of a followed output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptLine {
+    /// `attempt`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The job.
+    pub job: JobId,
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// Where it runs.
+    pub executor: ExecutorId,
+}
+
+/// A piece of output. `type`: `output`. Answer to `GET /v1/jobs/{id}/output`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputLine {
+    /// `output`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The attempt that wrote it.
+    pub attempt: AttemptId,
+    /// `stdout` or `stderr`.
+    pub stream: crate::proto::message::StreamName,
+    /// Where the piece begins in that stream of that attempt, in bytes.
+    pub offset: u64,
+    /// The bytes in base64.
+    pub base64: String,
+}
+
+/// One job in a listing. `type`: `job`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobLine {
+    /// `job`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The job.
+    pub job: JobId,
+    /// Where it stands.
+    pub state: JobState,
+    /// The current generation.
+    #[serde(rename = "gen")]
+    pub generation: u32,
+    /// Its name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its urgency.
+    pub precedence: crate::proto::precedence::Precedence,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// Where it runs or ran last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor: Option<ExecutorId>,
+    /// The accepted result's exit status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<i32>,
+    /// The accepted result's signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// The wall clock of whoever took it.
+    pub submitted_at: String,
+}
+
+impl From<&JobSummary> for JobLine {
+    fn from(job: &JobSummary) -> Self {
+        Self {
+            kind: "job".into(),
+            job: job.job,
+            state: job.state,
+            generation: job.generation,
+            name: job.spec.name.clone(),
+            precedence: job.spec.precedence,
+            command: job.spec.command.clone(),
+            attempts: job.attempts,
+            executor: job.executor.clone(),
+            exit: job.exit,
+            signal: job.signal,
+            submitted_at: job.submitted_at.clone(),
+        }
+    }
+}
+
+/// Everything about one job. `type`: `show`. Answer to `GET /v1/jobs/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShowLine {
+    /// `show`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The job.
+    pub job: JobId,
+    /// Where it stands.
+    pub state: JobState,
+    /// The current generation.
+    #[serde(rename = "gen")]
+    pub generation: u32,
+    /// The least `submitted` dot.
+    pub birth: Dot,
+    /// The broker that deploys it.
+    pub owner: LogId,
+    /// What it is to do.
+    pub spec: JobSpec,
+    /// Its clock.
+    pub clock: Clock,
+    /// The wall clock of whoever took it.
+    pub submitted_at: String,
+    /// All attempts in order of their dots.
+    pub attempts: Vec<AttemptShown>,
+    /// All reported results in order of their dots.
+    pub results: Vec<ResultShown>,
+    /// How it ended or why it is parked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<ResultLine>,
+    /// What this broker sees at the moment; left out with `facts_only`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<Observed>,
+}
+
+/// What one broker sees of a job at the moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// For each executor that runs it the time since it was last heard of, in milliseconds;
+    /// null where it has no session.
+    pub heard_ms: BTreeMap<ExecutorId, Option<u64>>,
+}
+
+/// One attempt of a shown job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptShown {
+    /// Its id.
+    pub attempt: AttemptId,
+    /// Its generation.
+    #[serde(rename = "gen")]
+    pub generation: u32,
+    /// Where it was deployed.
+    pub executor: ExecutorId,
+    /// Its fence.
+    pub fence: u64,
+    /// `running`, `ended`, `lost` or `revoked`.
+    pub state: Kind,
+    /// Why it was lost or revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The clock of its `deployed` fact.
+    pub clock: Clock,
+    /// The wall clock of whoever deployed it.
+    pub deployed_at: String,
+}
+
+/// One result of a shown job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultShown {
+    /// The dot of the fact that reported it.
+    pub dot: Dot,
+    /// Its generation.
+    #[serde(rename = "gen")]
+    pub generation: u32,
+    /// Whose result it is.
+    pub attempt: AttemptId,
+    /// Who ran it.
+    pub executor: ExecutorId,
+    /// What holds of it.
+    pub verdict: Verdict,
+    /// The rule that decided.
+    pub rule: Kind,
+    /// The digest of its content.
+    pub digest: Digest,
+    /// The clock of the fact that reported it.
+    pub clock: Clock,
+    /// The executor's own history of the job.
+    pub executor_clock: Clock,
+    /// The result.
+    pub result: crate::proto::result::JobResult,
+}
+
+impl ShowLine {
+    /// The line of a job. The results must have their inline outputs in memory.
+    #[must_use]
+    pub fn new(view: &JobView, facts_only: bool) -> Self {
+        let attempts = view.attempts.iter().map(|attempt| AttemptShown {
+            attempt: attempt.attempt.clone(),
+            generation: attempt.generation,
+            executor: attempt.executor.clone(),
+            fence: attempt.fence,
+            state: attempt.state.into(),
+            reason: attempt.reason.clone(),
+            clock: attempt.clock.clone(),
+            deployed_at: attempt.deployed_at.clone(),
+        });
+        let results = view.results.iter().map(|result| ResultShown {
+            dot: result.dot.clone(),
+            generation: result.generation,
+            attempt: result.reported.attempt.clone(),
+            executor: result.reported.executor.clone(),
+            verdict: result.judgement.verdict,
+            rule: result.judgement.rule.into(),
+            digest: result.reported.digest,
+            clock: result.clock.clone(),
+            executor_clock: result.reported.clock.clone(),
+            result: result.reported.result.clone(),
+        });
+        Self {
+            kind: "show".into(),
+            job: view.job,
+            state: view.state,
+            generation: view.generation,
+            birth: view.birth.clone(),
+            owner: view.owner.clone(),
+            spec: (*view.spec).clone(),
+            clock: view.clock.clone(),
+            submitted_at: view.submitted_at.clone(),
+            attempts: attempts.collect(),
+            results: results.collect(),
+            outcome: view.ended.as_ref().map(|ended| ResultLine::new(ended, None)),
+            observed: (!facts_only).then(|| Observed { heard_ms: view.observed.clone() }),
+        }
+    }
+}
+
+/// A cancel or rerun is done. `type`: `done`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoneLine {
+    /// `done`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The job.
+    pub job: JobId,
+    /// Where it stands now.
+    pub state: JobState,
+}
+
+/// What a job waits for. `type`: `why`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyLine {
+    /// `why`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The job.
+    pub job: JobId,
+    /// Where it stands.
+    pub state: JobState,
+    /// What it waits for, or why it stands where it stands.
+    pub reasons: Vec<String>,
+}
+
+/// One executor. `type`: `executor`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecutorLine {
+    /// `executor`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// What the broker sees of it.
+    #[serde(flatten)]
+    pub view: ExecutorView,
+}
+
+/// The broker at a glance. `type`: `status`. Answer to `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusLine {
+    /// `status`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The log it writes.
+    pub log: LogId,
+    /// Its version.
+    pub version: Kind,
+    /// Its process id.
+    pub pid: u32,
+    /// Time since it opened its log, in seconds.
+    pub uptime_s: u64,
+    /// The version vector.
+    pub vector: BTreeMap<LogId, u64>,
+    /// The hash of what it holds.
+    pub digest: Digest,
+    /// Jobs in each state.
+    pub jobs: BTreeMap<String, u64>,
+    /// Executors with a session.
+    pub executors: u64,
+    /// Other brokers; none is known to a broker that stands alone.
+    pub peers: Vec<serde_json::Value>,
+    /// Active emergencies.
+    pub emergencies: Vec<serde_json::Value>,
+    /// What is final: with one broker every outcome is at once.
+    pub stable: StableShown,
+}
+
+/// How far outcomes are final.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StableShown {
+    /// What every broker of the roster holds.
+    pub cut: BTreeMap<LogId, u64>,
+    /// The logs that it waits for.
+    pub waits_for: Vec<LogId>,
+}
+
+impl StatusLine {
+    /// The line of a broker's status.
+    #[must_use]
+    pub fn new(view: &StatusView, version: &'static str, pid: u32) -> Self {
+        let count = |state: &JobState| view.jobs.get(state).copied().unwrap_or(0);
+        let jobs = JobState::ALL.iter().map(|state| (state.word().to_owned(), count(state)));
+        Self {
+            kind: "status".into(),
+            log: view.log.clone(),
+            version: version.into(),
+            pid,
+            uptime_s: view.uptime_ms / 1000,
+            vector: view.vector.clone(),
+            digest: view.digest,
+            jobs: jobs.collect(),
+            executors: view.executors,
+            peers: vec![],
+            emergencies: vec![],
+            stable: StableShown { cut: view.vector.clone(), waits_for: vec![] },
+        }
+    }
+}
+
+/// The answer to `GET /v1/audit`. `type`: `audit`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditLine {
+    /// `audit`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// Whether everything adds up.
+    pub ok: bool,
+    /// The books of each log.
+    pub logs: BTreeMap<LogId, AuditedLog>,
+    /// One sentence for each fault.
+    pub faults: Vec<String>,
+}
+
+/// The books of one log: submitted = waiting + running + parked + ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AuditedLog {
+    /// The last seq that the core holds.
+    pub seq: u64,
+    /// The last seq that the store holds.
+    pub stored_seq: u64,
+    /// Jobs that were born in it.
+    pub submitted: u64,
+    /// Jobs that wait.
+    pub waiting: u64,
+    /// Jobs that run.
+    pub running: u64,
+    /// Jobs that are parked.
+    pub parked: u64,
+    /// Jobs that ended.
+    pub ended: u64,
+}
+
+/// A daemon is ready. `type`: `ready`; printed once on stdout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerReadyLine {
+    /// `ready`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// True.
+    pub ready: bool,
+    /// The log it writes.
+    pub log: LogId,
+    /// Its process id.
+    pub pid: u32,
+    /// Where it listens.
+    pub listen: Vec<String>,
+}
+
+/// An executor is registered. `type`: `ready`; printed on stdout at each registration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecutorReadyLine {
+    /// `ready`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// True.
+    pub ready: bool,
+    /// The executor.
+    pub executor: ExecutorId,
+    /// Its process id.
+    pub pid: u32,
+    /// The broker's address.
+    pub broker: String,
+}
+
+/// What a job needs, in the words of `--needs`; for tables.
+#[must_use]
+pub fn needs_words(needs: &Needs) -> String {
+    let mut words = vec![format!("cores={}", needs.cores)];
+    words.extend(needs.memory.map(|size| format!("memory={size}")));
+    words.extend(needs.disk.map(|size| format!("disk={size}")));
+    words.extend(needs.battery.map(|percent| format!("battery={percent}")));
+    words.extend(needs.cpu_free.map(|percent| format!("cpu_free={percent}")));
+    words.extend(needs.labels.iter().map(|label| format!("label={label}")));
+    words.join(",")
+}

@@ -1,0 +1,13 @@
+//! Laws as properties.
+#[path = "properties/clock.rs"]
+mod clock;
+#[path = "properties/fact.rs"]
+mod fact;
+#[path = "properties/fold.rs"]
+mod fold;
+#[path = "properties/log.rs"]
+mod log;
+#[path = "properties/schedule.rs"]
+mod schedule;
+#[path = "properties/wire.rs"]
+mod wire;
