@@ -1,0 +1,432 @@
+//! An executor's machine: its process, the jobs' processes, its disk for results, its death.
+//!
+//! The same loop as the real one: hand in one input, carry out the outputs in order, and hold
+//! everything behind a result that is being written until it is on disk.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ucp::proto::capability::{Capability, Load};
+use ucp::proto::executor::{Executor, ExecutorConfig, ExecutorInput, ExecutorOutput, Kill};
+use ucp::proto::id::{AttemptId, ExecutorId, Incarnation};
+use ucp::proto::limits;
+use ucp::proto::message::{BrokerMessage, ExecutorMessage, ResultMessage, StartOrder};
+use ucp::proto::result::{JobResult, Stream};
+use ucp::proto::rng::Rng;
+use ucp::proto::units::Size;
+
+use super::clocks::HostClock;
+use super::cluster::World;
+use super::counters::Sometimes;
+use super::queue::{Draw, Event};
+use super::trace::trace;
+use super::workload::{capability, plan_of};
+
+/// A job's processes.
+pub struct Running {
+    plan: usize,
+    run: u32,
+}
+
+/// An executor's machine and process.
+pub struct ExecutorHost {
+    /// Its lasting identity.
+    pub id: ExecutorId,
+    /// What it has.
+    pub capability: Capability,
+    /// Whether it runs on the broker's machine, which then sees its process end.
+    pub local: bool,
+    /// How many processes there were.
+    pub life: u32,
+    /// How many boots there were.
+    boot: u32,
+    /// The process, if one runs.
+    pub core: Option<Executor>,
+    /// The machine's clocks.
+    pub clock: HostClock,
+    /// Stopped (as by SIGSTOP) until then.
+    pub paused_until: u64,
+    /// Until then a fault may be the reason for whatever is said of it.
+    pub troubled_until: u64,
+    /// The connection, if there is one.
+    pub link: Option<usize>,
+    /// The processes of its jobs.
+    pub running: BTreeMap<AttemptId, Running>,
+    /// The results on its disk.
+    pub spool: BTreeMap<AttemptId, ResultMessage>,
+    /// The result that was removed last: the removal may be undone by a crash.
+    removed: Option<ResultMessage>,
+    gate: VecDeque<ExecutorOutput>,
+    spooling: Option<Box<ResultMessage>>,
+    timer_at: u64,
+}
+
+impl ExecutorHost {
+    /// A machine without a process.
+    pub fn new(index: usize, skew: bool, rng: &mut Rng) -> Self {
+        Self {
+            id: format!("van{index}-{index:08x}").parse().expect("a name"),
+            capability: capability(index, rng),
+            local: rng.chance(40),
+            life: 0,
+            boot: 1,
+            core: None,
+            clock: HostClock::boot(0, skew, rng),
+            paused_until: 0,
+            troubled_until: 0,
+            link: None,
+            running: BTreeMap::new(),
+            spool: BTreeMap::new(),
+            removed: None,
+            gate: VecDeque::new(),
+            spooling: None,
+            timer_at: u64::MAX,
+        }
+    }
+
+    /// Whether nothing runs and no result waits.
+    pub fn is_idle(&self) -> bool {
+        self.core.as_ref().is_some_and(Executor::is_idle) && self.spool.is_empty()
+    }
+}
+
+impl World {
+    /// An executor's process begins with the results on its disk.
+    pub fn start_executor(&mut self, index: usize) {
+        let seed = self.rng.next_u64();
+        let load = self.draw_load();
+        let host = &mut self.executors[index];
+        if host.core.is_some() {
+            return;
+        }
+        host.life += 1;
+        let config = ExecutorConfig {
+            executor: host.id.clone(),
+            incarnation: Incarnation { boot: format!("boot{}", host.boot), life: seed },
+            pid: host.life,
+            capability: host.capability.clone(),
+            heartbeat: limits::HEARTBEAT,
+            silence_max: Duration::from_secs(4),
+        };
+        let spooled: Vec<ResultMessage> = host.spool.values().cloned().collect();
+        if !spooled.is_empty() {
+            self.counters.count(Sometimes::SpoolRead);
+        }
+        host.core = Some(Executor::new(config, spooled));
+        host.paused_until = 0;
+        host.timer_at = u64::MAX;
+        let life = host.life;
+        trace!(self, "executor {index} begins life {life}");
+        self.tell_executor(index, ExecutorInput::Measured(load));
+        self.queue.push(self.now + 100, Event::ExecutorConnect { executor: index, life });
+    }
+
+    /// What a machine has at the moment; plenty once the faults are over.
+    pub fn draw_load(&mut self) -> Load {
+        let rich = self.healing || self.rng.chance(60);
+        let battery = u8::try_from(self.rng.range(0, 100)).expect("percent");
+        let cpu_free = u8::try_from(self.rng.range(0, 100)).expect("percent");
+        let disk = self.rng.range(0, 100) << 30;
+        if rich {
+            return Load { disk_free: Size(1 << 40), cpu_free: 100, battery: Some(100) };
+        }
+        Load { disk_free: Size(disk), cpu_free, battery: Some(battery) }
+    }
+
+    /// An executor tries to connect.
+    pub fn executor_connects(&mut self, index: usize, life: u32) {
+        let host = &mut self.executors[index];
+        if host.life != life || host.core.is_none() || host.link.is_some() {
+            return;
+        }
+        if self.broker.core.is_none() || self.now < host.paused_until {
+            let pause = self.rng.range(20_000, 400_000);
+            let event = Event::ExecutorConnect { executor: index, life };
+            return self.queue.push(self.now + pause, event);
+        }
+        host.link = Some(self.net.connect(index));
+        trace!(self, "executor {index} connects: session {}", host.link.unwrap_or(0) + 1);
+        self.tell_executor(index, ExecutorInput::Connected);
+    }
+
+    /// Hands an input to an executor and carries out what comes of it.
+    pub fn tell_executor(&mut self, index: usize, input: ExecutorInput) {
+        let host = &mut self.executors[index];
+        let Some(core) = &mut host.core else { return };
+        let now = host.clock.now(self.now);
+        core.handle_input(now, input);
+        self.drain_executor(index);
+    }
+
+    /// An executor's timer may be due.
+    pub fn executor_timer(&mut self, index: usize, life: u32) {
+        let host = &mut self.executors[index];
+        if host.life != life || self.now < host.timer_at {
+            return;
+        }
+        let Some(core) = &mut host.core else { return };
+        let now = host.clock.now(self.now);
+        host.timer_at = u64::MAX;
+        if core.poll_timeout().is_some_and(|at| at <= now.mono) {
+            core.handle_timeout(now);
+        }
+        self.drain_executor(index);
+    }
+
+    fn drain_executor(&mut self, index: usize) {
+        let host = &mut self.executors[index];
+        let Some(core) = &mut host.core else { return };
+        while let Some(output) = core.poll_output() {
+            host.gate.push_back(output);
+        }
+        if let Some(at) = core.poll_timeout() {
+            let when = host.clock.when(at).max(self.now + 1);
+            if when < host.timer_at {
+                host.timer_at = when;
+                let event = Event::ExecutorTimer { executor: index, life: host.life };
+                self.queue.push(when, event);
+            }
+        }
+        self.open_executor_gate(index);
+    }
+
+    fn open_executor_gate(&mut self, index: usize) {
+        loop {
+            let host = &mut self.executors[index];
+            if host.spooling.is_some() || host.core.is_none() {
+                return;
+            }
+            let Some(output) = host.gate.pop_front() else { return };
+            self.carry_out(index, output);
+        }
+    }
+
+    fn carry_out(&mut self, index: usize, output: ExecutorOutput) {
+        let life = self.executors[index].life;
+        match output {
+            ExecutorOutput::Send(message) => self.send_up(index, message),
+            ExecutorOutput::Run(order) => self.begin(index, &order),
+            ExecutorOutput::Kill { attempt, kill } => self.signal(index, attempt, kill),
+            ExecutorOutput::Spool(message) => {
+                self.counters.count(Sometimes::SpoolUsed);
+                let latency = self.rng.range(100, 20_000);
+                self.executors[index].spooling = Some(message);
+                self.queue.push(self.now + latency, Event::SpoolDone { executor: index, life });
+            }
+            ExecutorOutput::Unspool(attempt) => {
+                let host = &mut self.executors[index];
+                host.removed = host.spool.remove(&attempt);
+            }
+            ExecutorOutput::Reconnect { reason } => {
+                trace!(self, "executor {index} gives its session up: {reason}");
+                self.executor_closes(index);
+                if self.rng.chance(50) {
+                    self.tell_executor(index, ExecutorInput::Disconnected);
+                }
+            }
+            ExecutorOutput::Drained => {
+                self.counters.count(Sometimes::Drained);
+                let back = self.now + self.rng.range(10_000, 2_000_000);
+                self.kill_executor(index, false, back);
+            }
+            ExecutorOutput::Registered(_) | ExecutorOutput::Notice(_) => {}
+        }
+    }
+
+    /// A result is on an executor's disk.
+    pub fn spool_done(&mut self, index: usize, life: u32) {
+        let host = &mut self.executors[index];
+        if host.life != life || host.core.is_none() {
+            return;
+        }
+        if let Some(message) = host.spooling.take() {
+            host.spool.insert(message.attempt.clone(), *message);
+        }
+        self.open_executor_gate(index);
+    }
+
+    fn executor_closes(&mut self, index: usize) {
+        if let Some(link) = self.executors[index].link.take() {
+            let delay = self.net.delay(&mut self.rng);
+            let line = self.net.link(link);
+            line.executor_open = false;
+            if let Some(at) = line.up.arrival(self.now, delay) {
+                self.queue.push(at, Event::BrokerSeesClose { link, process_gone: false });
+            }
+        }
+        let life = self.executors[index].life;
+        let pause = self.rng.range(10_000, 500_000);
+        self.queue.push(self.now + pause, Event::ExecutorConnect { executor: index, life });
+    }
+
+    /// The executor's end of a connection learns that it is over.
+    pub fn executor_sees_close(&mut self, link: usize) {
+        let line = self.net.link(link);
+        let index = line.executor;
+        if !line.executor_open || self.executors[index].link != Some(link) {
+            return;
+        }
+        line.executor_open = false;
+        line.up.kill(self.now);
+        self.executors[index].link = None;
+        trace!(self, "executor {index} sees the end of its session");
+        self.executor_closes(index);
+        self.tell_executor(index, ExecutorInput::Disconnected);
+    }
+
+    /// The broker's message reaches the executor's machine.
+    pub fn message_reaches_executor(&mut self, link: usize, message: BrokerMessage) {
+        let line = self.net.link(link);
+        let index = line.executor;
+        let open = line.executor_open && line.down.carries(self.now);
+        if !open || self.executors[index].link != Some(link) {
+            return;
+        }
+        self.messages += 1;
+        trace!(self, "executor {index} gets {message:?}");
+        self.tell_executor(index, ExecutorInput::Message(message));
+    }
+
+    fn send_up(&mut self, index: usize, message: ExecutorMessage) {
+        let Some(link) = self.executors[index].link else { return };
+        let lie = match &message {
+            ExecutorMessage::Result(said) if self.lying && self.rng.chance(3) => {
+                let mut other = said.clone();
+                other.result.stdout = Stream::inline(b"another story".to_vec());
+                let made = self.checks.produced.entry(other.attempt.clone()).or_default();
+                made.push(other.result.digest());
+                Some(ExecutorMessage::Result(other))
+            }
+            _ => None,
+        };
+        for message in [Some(message), lie].into_iter().flatten() {
+            let delay = self.net.delay(&mut self.rng);
+            if let Some(at) = self.net.link(link).up.arrival(self.now, delay) {
+                let message = Box::new(message);
+                self.queue.push(at, Event::ToBroker { link, message });
+            }
+        }
+    }
+
+    /// A job's processes begin.
+    fn begin(&mut self, index: usize, order: &StartOrder) {
+        self.checks.started(&order.attempt);
+        let plan = plan_of(&order.spec);
+        let job = &mut self.plans[plan];
+        job.runs += 1;
+        let run = job.runs;
+        let (poison, unstartable) = (job.poison, job.unstartable);
+        let (from, to) = job.duration_us;
+        let host = &mut self.executors[index];
+        let (executor, life) = (index, host.life);
+        host.running.insert(order.attempt.clone(), Running { plan, run });
+        let duration = if unstartable { 1 } else { self.rng.range(from, to) };
+        trace!(self, "executor {index} runs {} of plan {plan}, run {run}", order.attempt);
+        if poison && !self.healing {
+            let soon = self.now + self.rng.range(100, 30_000);
+            return self.queue.push(soon, Event::ExecutorKill { executor, life });
+        }
+        let attempt = order.attempt.clone();
+        let event = Event::JobEnd { executor, life, attempt, signal: None };
+        self.queue.push(self.now + duration, event);
+    }
+
+    fn signal(&mut self, index: usize, attempt: AttemptId, kill: Kill) {
+        let host = &self.executors[index];
+        let Some(running) = host.running.get(&attempt) else { return };
+        let ignores = self.plans[running.plan].ignores_term;
+        let (signal, delay) = match kill {
+            Kill::Terminate if ignores => return,
+            Kill::Terminate => (15, self.rng.range(50, 30_000)),
+            Kill::Kill => (9, self.rng.range(50, 2_000)),
+        };
+        let event =
+            Event::JobEnd { executor: index, life: host.life, attempt, signal: Some(signal) };
+        self.queue.push(self.now + delay, event);
+    }
+
+    /// A job's processes end.
+    pub fn job_ends(&mut self, index: usize, life: u32, attempt: AttemptId, signal: Option<i32>) {
+        let host = &mut self.executors[index];
+        if host.life != life {
+            return;
+        }
+        let Some(running) = host.running.remove(&attempt) else { return };
+        if signal == Some(9) {
+            self.counters.count(Sometimes::KillNeeded);
+        }
+        let plan = &self.plans[running.plan];
+        let wall = host.clock.now(self.now).wall.to_string();
+        let mut result = JobResult {
+            stdout: Stream::inline(format!("run {}\n", running.run).into_bytes()),
+            started_at: wall.clone(),
+            ended_at: wall,
+            // Whatever a job says of its time, nothing may rest on it.
+            cpu_us: self.rng.next_u64() >> 12,
+            ..JobResult::default()
+        };
+        match signal {
+            Some(number) => result.signal = Some(number),
+            None if plan.unstartable => {
+                self.counters.count(Sometimes::CouldNotStart);
+                result.exit = Some(127);
+                result.error = Some("no such file".into());
+            }
+            None if running.run <= plan.fail_first => result.exit = Some(1),
+            None => result.exit = Some(0),
+        }
+        trace!(self, "executor {index}: {attempt} ends, {:?} {:?}", result.exit, result.signal);
+        // Both digests: whether the core calls it timed out is the core's affair.
+        let made = self.checks.produced.entry(attempt.clone()).or_default();
+        made.push(result.digest());
+        made.push(JobResult { timed_out: true, ..result.clone() }.digest());
+        self.tell_executor(index, ExecutorInput::Ended { attempt, result: Box::new(result) });
+    }
+
+    /// An executor's process dies with all its jobs, perhaps with its machine.
+    pub fn kill_executor(&mut self, index: usize, boots: bool, back_at: u64) {
+        let now = self.now;
+        let host = &mut self.executors[index];
+        if host.core.take().is_none() {
+            return;
+        }
+        trace!(self, "executor {index} dies, machine boots: {boots}");
+        if !host.running.is_empty() {
+            self.counters.count(Sometimes::ExecutorKilledBusy);
+        }
+        host.running.clear();
+        host.gate.clear();
+        if host.spooling.take().is_some() {
+            self.counters.count(Sometimes::UnsyncedSpoolLost);
+        }
+        let removed = host.removed.take();
+        if boots {
+            host.boot += 1;
+            host.clock = HostClock::boot(now, self.skew, &mut self.rng);
+            if let Some(message) = removed {
+                host.spool.insert(message.attempt.clone(), message);
+            }
+        }
+        let gone = host.local && !boots;
+        let link = host.link.take();
+        self.trouble(index, back_at - now);
+        if let Some(link) = link {
+            let noticed = !boots || self.rng.chance(50);
+            let delay = self.net.delay(&mut self.rng);
+            let line = self.net.link(link);
+            line.executor_open = false;
+            let from = if boots { back_at } else { now };
+            if noticed && let Some(at) = line.up.arrival(from, delay) {
+                self.queue.push(at, Event::BrokerSeesClose { link, process_gone: gone });
+            }
+        }
+        self.queue.push(back_at, Event::ExecutorStart { executor: index });
+    }
+
+    /// For a while whatever is said of an executor has a reason.
+    pub fn trouble(&mut self, index: usize, span: u64) {
+        let until = self.now + span + 15_000_000;
+        let host = &mut self.executors[index];
+        host.troubled_until = host.troubled_until.max(until);
+    }
+}

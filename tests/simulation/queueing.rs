@@ -1,0 +1,120 @@
+//! I8: of jobs that could run on a free executor none of lower effective precedence goes first.
+//!
+//! Own bookkeeping: when each job was submitted in this life, in which order, and which have never
+//! been deployed. It judges only pairs where no doubt is possible: the job that was passed over
+//! waits for nothing but an executor and needs no more, in any respect, than the one that was
+//! deployed, so it would have run wherever that one does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ucp::proto::capability::Needs;
+use ucp::proto::fact::{Body, Fact};
+use ucp::proto::id::JobId;
+use ucp::proto::job::JobSpec;
+use ucp::proto::precedence::Rank;
+use ucp::proto::time::Monotonic;
+
+use super::history::History;
+
+#[derive(Debug, Clone)]
+struct Entry {
+    rank: Rank,
+    spec: Arc<JobSpec>,
+}
+
+/// The jobs of this life of the broker, as they wait.
+#[derive(Default)]
+pub struct Waiting {
+    opened: Monotonic,
+    arrivals: u64,
+    /// The least rank that each job of this life can have.
+    ranks: BTreeMap<JobId, Rank>,
+    /// Those that were never deployed and wait for nothing else.
+    clean: BTreeMap<JobId, Entry>,
+    /// Jobs that were deployed before an older one of a lower level.
+    pub overtakings: u64,
+}
+
+/// Whether whatever fits `more` fits `less` too.
+fn needs_no_more(less: &Needs, more: &Needs) -> bool {
+    less.cores <= more.cores
+        && less.memory.unwrap_or_default() <= more.memory.unwrap_or_default()
+        && less.disk.unwrap_or_default() <= more.disk.unwrap_or_default()
+        && less.battery.unwrap_or(0) <= more.battery.unwrap_or(0)
+        && less.cpu_free.unwrap_or(0) <= more.cpu_free.unwrap_or(0)
+        && less.labels.iter().all(|label| more.labels.contains(label))
+}
+
+impl Waiting {
+    /// A life begins: what it takes over counts as waiting since then, in no known order.
+    pub fn life(&mut self, opened: Monotonic, durable: &History) {
+        (self.opened, self.arrivals) = (opened, 0);
+        self.ranks.clear();
+        self.clean.clear();
+        for (job, book) in &durable.jobs {
+            let fresh = book.attempts.is_empty() && book.reports.is_empty();
+            if let Some(spec) = &book.spec
+                && fresh
+                && spec.after.is_empty()
+                && book.outcomes.is_empty()
+                && book.generation == 1
+            {
+                let rank = Rank::new(spec.precedence, opened, 0);
+                self.clean.insert(*job, Entry { rank, spec: Arc::clone(spec) });
+            }
+        }
+    }
+
+    /// A fact is written.
+    ///
+    /// # Errors
+    /// A job is deployed before one that had to go first.
+    pub fn written(&mut self, mono: Monotonic, fact: &Fact, held: &History) -> Result<(), String> {
+        let Some(job) = fact.job else { return Ok(()) };
+        match &fact.body {
+            Body::Submitted(body) => {
+                self.arrivals += 1;
+                // One that a result made known before has an older place among equals.
+                let fresh = !held.jobs.contains_key(&job);
+                let arrival = if fresh { self.arrivals } else { 0 };
+                let rank = Rank::new(body.spec.precedence, mono, arrival);
+                self.ranks.insert(job, rank);
+                if body.spec.after.is_empty() && fresh {
+                    let spec = Arc::clone(&body.spec);
+                    self.clean.insert(job, Entry { rank, spec });
+                }
+                Ok(())
+            }
+            Body::Deployed(_) => {
+                self.clean.remove(&job);
+                let Some(spec) = held.jobs.get(&job).and_then(|book| book.spec.as_ref()) else {
+                    return Ok(());
+                };
+                let least = Rank::new(spec.precedence, self.opened, 0);
+                let rank = self.ranks.get(&job).copied().unwrap_or(least);
+                self.judge(job, rank, spec)
+            }
+            _ => {
+                self.clean.remove(&job);
+                Ok(())
+            }
+        }
+    }
+
+    fn judge(&mut self, job: JobId, rank: Rank, spec: &JobSpec) -> Result<(), String> {
+        for (other, entry) in &self.clean {
+            let fits = needs_no_more(&entry.spec.needs, &spec.needs);
+            if fits && entry.rank < rank && entry.rank.effective != rank.effective
+                || fits && entry.rank < rank && entry.rank.arrival > 0 && rank.arrival > 0
+            {
+                let (mine, theirs) = (rank, entry.rank);
+                return Err(format!("{job} {mine:?} was deployed before {other} {theirs:?}"));
+            }
+            if entry.rank.arrival < rank.arrival && entry.spec.precedence < spec.precedence {
+                self.overtakings += 1;
+            }
+        }
+        Ok(())
+    }
+}
