@@ -14,6 +14,8 @@
 //!   job, arbitration between results, the queue, and two state machines: [`proto::broker::Broker`]
 //!   and [`proto::executor::Executor`].
 //! - [`wire`]: JSON shapes of the HTTP interface and of the command lines; the public contract.
+//! - `runtime`: the shell of IO: sockets, HTTP, SQLite, processes, signals, clocks.
+//! - `cli`: what the commands share, and one file or folder for each command.
 //!
 //! # The contract
 //!
@@ -24,3 +26,8 @@
 
 pub mod proto;
 pub mod wire;
+
+#[cfg(feature = "runtime")]
+pub mod cli;
+#[cfg(feature = "runtime")]
+pub mod runtime;

@@ -1,0 +1,10 @@
+//! What the commands share, and one file or folder for each command.
+
+pub mod args;
+pub mod broker;
+pub mod check;
+pub mod exec;
+pub mod exit;
+pub mod output;
+pub mod report;
+pub mod submit;

@@ -1,0 +1,153 @@
+//! From a line of stdin to a job: an item that is put into a command, or a spec as JSON.
+//!
+//! Speaks to nobody. Law: the same line makes the same spec (tests below); only its id is fresh.
+
+use serde_json::{Map, Value};
+
+use crate::proto::id::JobId;
+use crate::proto::job::{INDEX_ENV, ITEM_ENV, JobSpec, SpecError, json_error};
+use crate::proto::limits;
+use crate::proto::rng::Rng;
+use crate::runtime::entropy;
+use crate::wire::api::SubmitLine;
+
+use super::Pending;
+
+/// What is replaced by the item.
+const HOLE: &str = "{}";
+
+/// Makes jobs of lines.
+pub struct Maker {
+    base: JobSpec,
+    kind: Kind,
+    rng: Rng,
+}
+
+enum Kind {
+    /// Lines are items.
+    Items,
+    /// Lines are specs; these members hold where a line does not give them.
+    Specs(Map<String, Value>),
+}
+
+impl Maker {
+    /// Lines are items for the base's command where `each` is set, else specs for which the base
+    /// gives what they leave out.
+    pub fn new(base: JobSpec, each: bool) -> Self {
+        let kind = if each { Kind::Items } else { Kind::Specs(members(&base)) };
+        Self { base, kind, rng: Rng::from_seed(entropy::seed()) }
+    }
+
+    /// The job of a line.
+    ///
+    /// # Errors
+    /// The line makes no valid spec; the error names the field.
+    pub fn job(&mut self, index: u64, text: &str) -> Result<Pending, SpecError> {
+        let (spec, item) = match &self.kind {
+            Kind::Items => (filled(&self.base, index, text), Some(text.to_owned())),
+            Kind::Specs(defaults) => (completed(defaults, text)?, None),
+        };
+        spec.validate()?;
+        let id = JobId::random(entropy::wall(), &mut self.rng);
+        let line = SubmitLine { index, id: Some(id), spec };
+        let text = serde_json::to_string(&line).expect("a spec has only string keys");
+        // Found here and not by the broker, which could not tell whose line it was.
+        if text.len() > limits::SPEC_BYTES_MAX {
+            return Err(SpecError::Long);
+        }
+        Ok(Pending { id, text, item, sent: false })
+    }
+}
+
+fn filled(base: &JobSpec, index: u64, item: &str) -> JobSpec {
+    let mut spec = base.clone();
+    let texts = spec.command.iter_mut().chain(&mut spec.key).chain(&mut spec.name);
+    for text in texts.filter(|text| text.contains(HOLE)) {
+        *text = text.replace(HOLE, item);
+    }
+    spec.env.insert(ITEM_ENV.to_owned(), item.to_owned());
+    spec.env.insert(INDEX_ENV.to_owned(), index.to_string());
+    spec
+}
+
+/// The members of a spec that are not at their default, without its command.
+fn members(base: &JobSpec) -> Map<String, Value> {
+    match serde_json::to_value(base) {
+        Ok(Value::Object(mut members)) => {
+            members.remove("command");
+            members
+        }
+        _ => Map::new(),
+    }
+}
+
+fn completed(defaults: &Map<String, Value>, text: &str) -> Result<JobSpec, SpecError> {
+    if defaults.is_empty() {
+        return serde_json::from_str(text).map_err(|error| json_error(&error));
+    }
+    let value: Map<String, Value> =
+        serde_json::from_str(text).map_err(|error| json_error(&error))?;
+    let mut all = defaults.clone();
+    all.extend(value);
+    serde_json::from_value(Value::Object(all)).map_err(|error| json_error(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(maker: &mut Maker, text: &str) -> SubmitLine {
+        let job = maker.job(3, text).expect("a valid line");
+        serde_json::from_str(&job.text).expect("a line of ours")
+    }
+
+    #[test]
+    fn an_item_is_put_into_every_hole_and_into_the_environment() {
+        let command = ["cp", "{}", "/b/{}.{}", "x"].map(str::to_owned);
+        let mut base = JobSpec::command(command.to_vec());
+        base.key = Some("k-{}".to_owned());
+        let line = made(&mut Maker::new(base, true), "a b");
+        assert_eq!(line.index, 3);
+        assert_eq!(line.spec.command, ["cp", "a b", "/b/a b.a b", "x"]);
+        assert_eq!(line.spec.key.as_deref(), Some("k-a b"));
+        assert_eq!(line.spec.env[ITEM_ENV], "a b");
+        assert_eq!(line.spec.env[INDEX_ENV], "3");
+    }
+
+    #[test]
+    fn without_a_hole_the_item_is_in_the_environment_alone() {
+        let base = JobSpec::command(vec!["date".to_owned()]);
+        let line = made(&mut Maker::new(base, true), "x");
+        assert_eq!(line.spec.command, ["date"]);
+    }
+
+    #[test]
+    fn a_line_wins_over_flags_and_bad_lines_name_their_field() {
+        let mut base = JobSpec::command(vec![]);
+        base.retries = 2;
+        base.name = Some("all".to_owned());
+        let mut maker = Maker::new(base, false);
+        let line = made(&mut maker, r#"{"command":["date"],"name":"one"}"#);
+        assert_eq!((line.spec.retries, line.spec.name.as_deref()), (2, Some("one")));
+        let mut plain = Maker::new(JobSpec::command(vec![]), false);
+        for maker in [&mut maker, &mut plain] {
+            let said = maker.job(1, r#"{"comand":["date"]}"#).err().expect("refused").to_string();
+            assert_eq!(said, "unknown field `comand`, did you mean `command`?");
+            let said = maker.job(1, r#"{"command":[]}"#).err().expect("refused").to_string();
+            assert!(said.starts_with("field `command`"), "{said}");
+            assert!(maker.job(1, "no json").is_err());
+        }
+    }
+    #[test]
+    fn a_line_that_only_becomes_too_long_is_refused() {
+        let mut maker = Maker::new(JobSpec::command(vec![]), false);
+        let text = format!("\"{}\",", "x".repeat(130_000)).repeat(16);
+        let line = |pad: usize| format!(r#"{{"command":[{text}"{}"]}}"#, "x".repeat(pad));
+        let added = made(&mut maker, &line(1));
+        let added = serde_json::to_string(&added).expect("a line").len() - line(1).len();
+        let fits = limits::SPEC_BYTES_MAX - added - line(0).len();
+        assert!(maker.job(3, &line(fits)).is_ok());
+        let refused = maker.job(3, &line(fits + 1)).err().expect("refused");
+        assert_eq!(refused, SpecError::Long);
+    }
+}

@@ -1,0 +1,365 @@
+//! Content-addressed files: each blob is named by the BLAKE3 digest of its bytes.
+//!
+//! It knows nothing of jobs and never deletes what was put. Calls wait for the disk: from async
+//! code they belong into a thread that may wait.
+//! Shapes: `DIR/ab/cdef…`, the digest's 64 digits cut after the second; `DIR/tmp` holds what is
+//! under way. A blob has at most [`limits::BLOB_BYTES_MAX`] bytes.
+//! Law: a blob is there whole and durable, or not at all; bytes of another digest leave nothing
+//! (tests below).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::proto::id::Digest;
+use crate::proto::limits;
+
+/// The name of the directory of blobs in a broker's data directory.
+pub const BLOBS_NAME: &str = "blobs";
+
+/// Why a blob is not kept or not given.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BlobError {
+    /// The bytes have another digest. Nothing is kept; trying again cannot help.
+    #[error("the content has digest {found}, not {expected}")]
+    Digest {
+        /// The digest that was said.
+        expected: Digest,
+        /// The digest of the bytes.
+        found: Digest,
+    },
+    /// There are more bytes than a blob may have. Nothing is kept; trying again cannot help.
+    #[error("a blob has at most {max} bytes", max = limits::BLOB_BYTES_MAX)]
+    Long,
+    /// The disk is full or broken. Nothing is kept; trying again may help.
+    #[error("cannot {what} {}", path.display())]
+    Disk {
+        /// What was tried.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The bytes cannot be had from where they come. Nothing is kept; trying again may help.
+    #[error("cannot read the content")]
+    Source(#[source] io::Error),
+}
+
+impl BlobError {
+    fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Disk { what, path, source }
+    }
+}
+
+/// A directory of blobs.
+#[derive(Debug)]
+pub struct Blobs {
+    directory: PathBuf,
+    uploads: AtomicU64,
+}
+
+/// A blob under way. Dropping it leaves nothing.
+#[derive(Debug)]
+pub struct Upload {
+    expected: Digest,
+    hasher: blake3::Hasher,
+    size: u64,
+    file: File,
+    temporary: PathBuf,
+    directory: PathBuf,
+}
+
+impl Blobs {
+    /// Opens a directory of blobs, creating it where absent. What was under way when its last user
+    /// ended is removed, so one process has it at a time (`rundir::lock_data`).
+    ///
+    /// # Errors
+    /// [`BlobError::Disk`].
+    pub fn open(directory: &Path) -> Result<Self, BlobError> {
+        let temporary = directory.join("tmp");
+        fs::create_dir_all(&temporary).map_err(BlobError::disk("create", &temporary))?;
+        let entries = temporary.read_dir().map_err(BlobError::disk("read", &temporary))?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(BlobError::disk("remove", &path))?;
+        }
+        Ok(Self { directory: directory.to_owned(), uploads: AtomicU64::new(0) })
+    }
+
+    fn place(&self, digest: &Digest) -> (PathBuf, String) {
+        let mut text = digest.to_string();
+        let rest = text.split_off(2);
+        (self.directory.join(text), rest)
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        let (directory, name) = self.place(digest);
+        directory.join(name)
+    }
+
+    /// Begins to take a blob whose digest is known.
+    ///
+    /// # Errors
+    /// [`BlobError::Disk`].
+    pub fn begin(&self, expected: Digest) -> Result<Upload, BlobError> {
+        let number = self.uploads.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.directory.join("tmp").join(number.to_string());
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).open(&temporary);
+        let file = file.map_err(BlobError::disk("create", &temporary))?;
+        let directory = self.directory.clone();
+        let hasher = blake3::Hasher::new();
+        Ok(Upload { expected, hasher, size: 0, file, temporary, directory })
+    }
+
+    /// Takes a whole blob and returns its size.
+    ///
+    /// # Errors
+    /// [`BlobError`]; nothing is kept.
+    pub fn put(&self, expected: Digest, mut content: impl Read) -> Result<u64, BlobError> {
+        let mut upload = self.begin(expected)?;
+        let mut buffer = vec![0; limits::OUTPUT_CHUNK_BYTES];
+        loop {
+            match content.read(&mut buffer) {
+                Ok(0) => return upload.finish(),
+                Ok(count) => upload.write(&buffer[..count])?,
+                Err(again) if again.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(BlobError::Source(source)),
+            }
+        }
+    }
+
+    /// Opens a blob and tells its size; nothing where it is not there. Its content was verified
+    /// when it came, not now.
+    ///
+    /// # Errors
+    /// [`BlobError::Disk`].
+    pub fn get(&self, digest: &Digest) -> Result<Option<(File, u64)>, BlobError> {
+        let path = self.path(digest);
+        match File::open(&path).and_then(|file| file.metadata().map(|found| (file, found.len()))) {
+            Ok(found) => Ok(Some(found)),
+            Err(absent) if absent.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(BlobError::disk("open", &path)(source)),
+        }
+    }
+
+    /// The size of a blob; nothing where it is not there.
+    ///
+    /// # Errors
+    /// [`BlobError::Disk`].
+    pub fn has(&self, digest: &Digest) -> Result<Option<u64>, BlobError> {
+        Ok(self.get(digest)?.map(|(_, size)| size))
+    }
+}
+
+impl Upload {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// [`BlobError::Long`], [`BlobError::Disk`]; the upload is of no more use.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        self.size += bytes.len() as u64;
+        if self.size > limits::BLOB_BYTES_MAX {
+            return Err(BlobError::Long);
+        }
+        self.hasher.update(bytes);
+        self.file.write_all(bytes).map_err(BlobError::disk("write", &self.temporary))
+    }
+
+    /// Makes the blob durable under its name and returns its size. One that is there already is
+    /// replaced by the same bytes, which heals one that was damaged.
+    ///
+    /// # Errors
+    /// [`BlobError::Digest`] if the bytes are others than was said; [`BlobError::Disk`].
+    pub fn finish(self) -> Result<u64, BlobError> {
+        let found = Digest(*self.hasher.finalize().as_bytes());
+        if found != self.expected {
+            return Err(BlobError::Digest { expected: self.expected, found });
+        }
+        self.file.sync_all().map_err(BlobError::disk("sync", &self.temporary))?;
+        let text = found.to_string();
+        let shelf = self.directory.join(&text[..2]);
+        match fs::create_dir(&shelf) {
+            Ok(()) => sync_directory(&self.directory)?,
+            Err(there) if there.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(BlobError::disk("create", &shelf)(source)),
+        }
+        let path = shelf.join(&text[2..]);
+        fs::rename(&self.temporary, &path).map_err(BlobError::disk("create", &path))?;
+        sync_directory(&shelf)?;
+        Ok(self.size)
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        // It is gone where it was renamed.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), BlobError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(BlobError::disk("sync", path))
+}
+
+/// Calls `each` with every file below a directory of blobs whose content or name is not what it
+/// is to be, and why; returns how many blobs there are. Reads all of them.
+///
+/// # Errors
+/// [`BlobError::Disk`] for what cannot be read at all.
+pub fn verify(directory: &Path, mut each: impl FnMut(&Path, String)) -> Result<u64, BlobError> {
+    let mut count = 0;
+    for shelf in sorted(directory)? {
+        if shelf.file_name().is_some_and(|name| name == "tmp") {
+            continue;
+        }
+        if !shelf.is_dir() {
+            each(&shelf, "it is no directory of blobs".into());
+            continue;
+        }
+        for path in sorted(&shelf)? {
+            count += 1;
+            let name =
+                |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+            let digits = name(&shelf).zip(name(&path)).map(|(first, rest)| first + &rest);
+            let Some(Ok(expected)) = digits.map(|digits| digits.parse::<Digest>()) else {
+                each(&path, "its name is no digest".into());
+                continue;
+            };
+            match digest_of(&path) {
+                Ok(found) if found == expected => {}
+                Ok(found) => each(&path, format!("its content has digest {found}")),
+                Err(source) => each(&path, format!("it cannot be read: {source}")),
+            }
+        }
+    }
+    Ok(count)
+}
+
+fn sorted(directory: &Path) -> Result<Vec<PathBuf>, BlobError> {
+    let read = || -> io::Result<Vec<PathBuf>> {
+        directory.read_dir()?.map(|entry| entry.map(|entry| entry.path())).collect()
+    };
+    let mut paths = match read() {
+        Err(absent) if absent.kind() == io::ErrorKind::NotFound => vec![],
+        found => found.map_err(BlobError::disk("read", directory))?,
+    };
+    paths.sort();
+    Ok(paths)
+}
+
+fn digest_of(path: &Path) -> io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    Ok(Digest(*hasher.finalize().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened() -> (tempfile::TempDir, Blobs) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let blobs = Blobs::open(&directory.path().join("blobs")).expect("it can be created");
+        (directory, blobs)
+    }
+
+    fn content(blobs: &Blobs, digest: &Digest) -> Option<Vec<u8>> {
+        let (mut file, size) = blobs.get(digest).expect("readable")?;
+        let mut bytes = vec![];
+        file.read_to_end(&mut bytes).expect("readable");
+        assert_eq!(bytes.len() as u64, size);
+        Some(bytes)
+    }
+
+    /// All that lies in the directory, with the uploads under way.
+    fn files(blobs: &Blobs) -> Vec<PathBuf> {
+        let shelves = sorted(&blobs.directory).expect("readable");
+        shelves.iter().flat_map(|shelf| sorted(shelf).expect("readable")).collect()
+    }
+
+    #[test]
+    fn what_is_put_is_there_whole() {
+        let (_directory, blobs) = opened();
+        for bytes in [&b""[..], b"x", &[7; 200_000]] {
+            let digest = Digest::of(bytes);
+            assert_eq!(blobs.has(&digest).expect("readable"), None);
+            assert_eq!(content(&blobs, &digest), None);
+            for _ in 0..2 {
+                assert_eq!(blobs.put(digest, bytes).expect("kept"), bytes.len() as u64);
+                assert_eq!(content(&blobs, &digest).as_deref(), Some(bytes));
+                assert_eq!(blobs.has(&digest).expect("readable"), Some(bytes.len() as u64));
+            }
+        }
+        assert_eq!(files(&blobs).len(), 3);
+        let text = Digest::of(b"x").to_string();
+        assert!(blobs.directory.join(&text[..2]).join(&text[2..]).exists());
+    }
+
+    #[test]
+    fn bytes_of_another_digest_leave_nothing() {
+        let (_directory, blobs) = opened();
+        let expected = Digest::of(b"this");
+        let error = blobs.put(expected, &b"that"[..]).expect_err("another digest");
+        assert!(matches!(error, BlobError::Digest { found, .. } if found == Digest::of(b"that")));
+        assert_eq!(files(&blobs), [] as [PathBuf; 0]);
+        assert_eq!(content(&blobs, &expected), None);
+    }
+
+    #[test]
+    fn an_upload_that_breaks_off_leaves_nothing() {
+        let (directory, blobs) = opened();
+        let mut upload = blobs.begin(Digest::of(b"whole")).expect("begun");
+        upload.write(b"who").expect("written");
+        assert_eq!(files(&blobs).len(), 1);
+        drop(upload);
+        assert_eq!(files(&blobs).len(), 0);
+        let broken = io::Error::other("the sender is gone");
+        let error = blobs.put(Digest::of(b"whole"), Broken(Some(broken))).expect_err("broken off");
+        assert!(matches!(error, BlobError::Source(_)), "{error}");
+        assert_eq!(files(&blobs).len(), 0);
+        // A process that is killed in the middle leaves a file, which the next one removes.
+        std::mem::forget(blobs.begin(Digest::of(b"whole")).expect("begun"));
+        assert_eq!(files(&blobs).len(), 1);
+        let blobs = Blobs::open(&directory.path().join("blobs")).expect("opened again");
+        assert_eq!(files(&blobs).len(), 0);
+    }
+
+    struct Broken(Option<io::Error>);
+
+    impl Read for Broken {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.take().map_or(Ok(0), |error| {
+                buffer[0] = b'w';
+                Err(error)
+            })
+        }
+    }
+
+    #[test]
+    fn a_damaged_blob_is_found_and_healed_by_another_put() {
+        let (_directory, blobs) = opened();
+        for bytes in [&b"one"[..], b"two"] {
+            blobs.put(Digest::of(bytes), bytes).expect("kept");
+        }
+        let found = || {
+            let mut found = vec![];
+            let add = |path: &Path, why| found.push((path.to_owned(), why));
+            let count = verify(&blobs.directory, add).expect("readable");
+            (count, found)
+        };
+        assert_eq!(found(), (2, vec![]));
+        let path = blobs.path(&Digest::of(b"two"));
+        fs::write(&path, "tw").expect("written");
+        let why = format!("its content has digest {}", Digest::of(b"tw"));
+        assert_eq!(found(), (2, vec![(path, why)]));
+        blobs.put(Digest::of(b"two"), &b"two"[..]).expect("kept");
+        assert_eq!(found(), (2, vec![]));
+        fs::write(blobs.directory.join("00"), "").expect("written");
+        assert_eq!(found().1.len(), 1);
+    }
+}

@@ -1,0 +1,512 @@
+//! The loop of an executor: session, jobs, results.
+//!
+//! Decides nothing; the core (proto/executor.rs) does. Runs in one thread: the loop below takes
+//! what happened, hands it to the core, and carries out its orders in their order. Beside it run
+//! tasks for the connection (session.rs), for each job (runtime/process.rs), for each follower of
+//! live output (follow.rs) and for each result with long output (blobs.rs).
+//! Laws: what the core orders after a `Spool` leaves only when the result is on disk (or the disk
+//! refused it: then it is tried again, and an end without it is a failure). A result whose output
+//! is a blob is sent only to a broker that has the blob. Jobs outlive every session.
+//! Source: design sections 4 and 5.
+
+pub mod identity;
+
+mod blobs;
+mod follow;
+mod jobs;
+mod orders;
+mod session;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio::time::Instant;
+
+use crate::proto::capability::Capability;
+use crate::proto::executor::{Executor, ExecutorConfig, ExecutorInput};
+use crate::proto::id::{AttemptId, ExecutorId, Incarnation, LogId};
+use crate::proto::limits;
+use crate::proto::message::{BrokerMessage, ResultMessage};
+use crate::proto::result::JobResult;
+use crate::runtime::endpoint::{Address, EndpointError};
+use crate::runtime::entropy;
+use crate::runtime::measure::Meter;
+use crate::runtime::process::{Job, SpawnerGone};
+use crate::runtime::rundir::{self, DirError, PRIVATE_MODE};
+use crate::runtime::signals::Stop;
+use crate::runtime::spawner::{self, Link, Spawner};
+use crate::runtime::spool::{Spool, SpoolError};
+
+use follow::Followers;
+use identity::IdentityError;
+use session::{Connected, Session};
+
+/// Rounds of 10 ms in which the processes of a dead spawner are killed.
+const ORPHAN_ROUNDS: u32 = 500;
+
+/// What the flags say.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Brokers by flag, tried in turn.
+    pub brokers: Vec<Address>,
+    /// The start of the identity, where none is held yet.
+    pub name: String,
+    /// The data directory.
+    pub data: PathBuf,
+    /// What the executor has.
+    pub capability: Capability,
+    /// How often it says that it is there.
+    pub heartbeat: Duration,
+    /// How long it waits for its jobs when it is to end.
+    pub drain_timeout: Duration,
+}
+
+/// Why an executor does not run, or no longer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecutorError {
+    /// The data directory cannot be used. Nothing was run.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// The identity cannot be used. Nothing was run.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// `$UCP_BROKER` holds a text that is no address. Nothing was run.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// The results of an earlier life cannot be read, or at the end some are neither on disk nor
+    /// acknowledged: their brokers take them for lost and run them elsewhere.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The system refused something that the start needs. Nothing was run.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The spawner ended while the executor lived. Jobs that ran were killed; their brokers take
+    /// them for lost and run them elsewhere. Starting again helps.
+    #[error("the process that starts and kills jobs has died")]
+    Spawner,
+    /// Standard output cannot be written, so nobody learns that the executor is ready.
+    #[error("cannot say that the executor is ready: {0}")]
+    Announce(io::Error),
+}
+
+/// What there is to say when the executor is registered for the first time.
+#[derive(Debug, Clone, Copy)]
+pub struct Registration<'a> {
+    /// The executor.
+    pub executor: &'a ExecutorId,
+    /// The broker's address.
+    pub broker: &'a Address,
+}
+
+/// What happens outside of the loop.
+enum Event {
+    Connected(Box<Connected>),
+    Message(u64, BrokerMessage),
+    Closed(u64, String),
+    Ended(AttemptId, Result<Box<JobResult>, SpawnerGone>),
+}
+
+/// Where jobs write, and what they are started by; shared with their tasks.
+#[derive(Debug)]
+struct Workshop {
+    link: Link,
+    work: PathBuf,
+    output: PathBuf,
+    broker: blobs::Source,
+}
+
+/// How far the end has come.
+enum Phase {
+    Working,
+    /// No new jobs; those that run are handed back at this moment.
+    Draining(Instant),
+    /// All are told to end.
+    HandingBack,
+    /// Nothing runs; the last acknowledgements are waited for until this moment.
+    Drained(Instant),
+}
+
+/// How an executor ended that was asked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Its jobs ended or were handed back, and no result is only in memory.
+    Drained,
+    /// By a second signal, which has this number; the spawner kills what ran.
+    AtOnce(i32),
+}
+
+type Announce<'a> = &'a mut dyn FnMut(Registration<'_>) -> io::Result<()>;
+
+/// Runs an executor until a signal asks for its end, and then until it is drained.
+///
+/// # Errors
+/// [`ExecutorError`] says what became of its jobs.
+pub fn run(
+    settings: &Settings,
+    spawner: Spawner,
+    mut announce: impl FnMut(Registration<'_>) -> io::Result<()>,
+) -> Result<Ended, ExecutorError> {
+    let failed = |what| move |source| ExecutorError::System { what, source };
+    let kept = Kept::open(settings)?;
+    crate::runtime::endpoint::candidates(&settings.brokers)?;
+    spawner::become_subreaper().map_err(failed("take orphans in"))?;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(failed("start the runtime"))?;
+    let tasks = LocalSet::new();
+    let ended = tasks.block_on(&runtime, async {
+        let link = spawner.connect().map_err(failed("speak with the spawner"))?;
+        let stop = Stop::listen().map_err(failed("listen for signals"))?;
+        let mut shell = Shell::new(settings, kept, link)?;
+        shell.serve(stop, &mut announce).await
+    });
+    if matches!(ended, Err(ExecutorError::Spawner)) && !spawner::kill_orphans(ORPHAN_ROUNDS) {
+        tracing::error!("processes of jobs are left that cannot be killed");
+    }
+    // Whatever still waits (a blob on its way, a name look-up) must not hold up the end.
+    runtime.shutdown_background();
+    ended
+}
+
+/// What was read from the data directory, which is locked as long as this lives.
+struct Kept {
+    executor: ExecutorId,
+    spool: Spool,
+    results: Vec<ResultMessage>,
+    lock: rundir::DataLock,
+}
+
+impl Kept {
+    fn open(settings: &Settings) -> Result<Self, ExecutorError> {
+        let data = &settings.data;
+        rundir::ensure_dir(data, PRIVATE_MODE)?;
+        let lock = rundir::lock_data(data)?;
+        for name in ["spool", "output", "work"] {
+            rundir::ensure_dir(&data.join(name), PRIVATE_MODE)?;
+        }
+        let executor = identity::load_or_create(data, &settings.name)?;
+        let (spool, results) = Spool::open(data.join("spool"))?;
+        if !results.is_empty() {
+            tracing::info!("{} results of an earlier life are to be sent", results.len());
+        }
+        blobs::tidy(&data.join("output"), &results);
+        Ok(Self { executor, spool, results, lock })
+    }
+}
+
+/// Three descriptors a job add up. Jobs themselves keep the usual limit: the spawner was forked
+/// before.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!("the limit of open files stays as it is: {error}");
+    }
+}
+
+struct Shell<'a> {
+    settings: &'a Settings,
+    executor: ExecutorId,
+    core: Executor,
+    spool: Spool,
+    /// Results that the disk refused.
+    unspooled: BTreeMap<AttemptId, ResultMessage>,
+    spool_error: Option<SpoolError>,
+    workshop: Rc<Workshop>,
+    jobs: BTreeMap<AttemptId, Rc<Job>>,
+    /// Ended attempts that the core has not spoken of since.
+    ended: Vec<AttemptId>,
+    session: Option<Rc<Session>>,
+    followers: Followers,
+    /// What the broker said of followers, to be heeded when the core's orders are carried out: an
+    /// attempt may have been ordered just before.
+    follows: Vec<(Rc<Session>, BrokerMessage)>,
+    registered: Option<LogId>,
+    announced: bool,
+    drained: bool,
+    pause: session::Pause,
+    events: mpsc::Receiver<Event>,
+    sender: mpsc::Sender<Event>,
+    meter: Meter,
+    measure_at: Instant,
+    retry_spool: bool,
+    phase: Phase,
+    _lock: rundir::DataLock,
+}
+
+impl<'a> Shell<'a> {
+    fn new(settings: &'a Settings, kept: Kept, link: Link) -> Result<Self, ExecutorError> {
+        let boot = entropy::boot_id();
+        let what = "read the boot id";
+        let boot = boot.map_err(|source| ExecutorError::System { what, source })?;
+        let config = ExecutorConfig {
+            executor: kept.executor.clone(),
+            incarnation: Incarnation { boot, life: entropy::seed() & limits::COUNTER_MAX },
+            pid: std::process::id(),
+            capability: settings.capability.clone(),
+            heartbeat: settings.heartbeat,
+            silence_max: limits::LOST_AFTER.max(settings.heartbeat * 3),
+        };
+        let (sender, events) = mpsc::channel(limits::INPUTS_QUEUED_MAX);
+        let output = settings.data.join("output");
+        let work = settings.data.join("work");
+        let broker = blobs::Source::new(output.clone());
+        Ok(Self {
+            settings,
+            executor: kept.executor,
+            core: Executor::new(config, kept.results),
+            spool: kept.spool,
+            unspooled: BTreeMap::new(),
+            spool_error: None,
+            workshop: Rc::new(Workshop { link, work, output, broker }),
+            jobs: BTreeMap::new(),
+            ended: vec![],
+            session: None,
+            followers: Followers::default(),
+            follows: vec![],
+            registered: None,
+            announced: false,
+            drained: false,
+            pause: session::Pause::new(),
+            events,
+            sender,
+            meter: Meter::new(settings.data.clone()),
+            measure_at: Instant::now(),
+            retry_spool: false,
+            phase: Phase::Working,
+            _lock: kept.lock,
+        })
+    }
+
+    async fn serve(
+        &mut self,
+        mut stop: Stop,
+        announce: Announce<'_>,
+    ) -> Result<Ended, ExecutorError> {
+        self.measure();
+        self.connect();
+        let link = self.workshop.link.clone();
+        loop {
+            let wake = self.wake_at();
+            tokio::select! {
+                event = self.events.recv() => {
+                    let event = event.expect("the loop holds a sender itself");
+                    self.take(event)?;
+                }
+                () = tokio::time::sleep_until(wake) => {}
+                signal = stop.next() => {
+                    if !matches!(self.phase, Phase::Working) {
+                        tracing::warn!("signal {signal}: ending at once");
+                        return Ok(Ended::AtOnce(signal));
+                    }
+                    self.drain();
+                }
+                () = link.died() => return Err(self.give_up().await),
+            }
+            for _ in 0..limits::INPUTS_PER_BATCH_MAX {
+                let Ok(event) = self.events.try_recv() else { break };
+                self.take(event)?;
+            }
+            self.do_what_is_due();
+            if std::mem::take(&mut self.retry_spool) {
+                self.spool(vec![]).await;
+            }
+            self.carry_out(announce).await?;
+            self.serve_followers();
+            if self.is_over() {
+                return self.leave().await.map(|()| Ended::Drained);
+            }
+        }
+    }
+
+    fn input(&mut self, input: ExecutorInput) {
+        self.core.handle_input(entropy::now(), input);
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), ExecutorError> {
+        match event {
+            Event::Connected(connected) => {
+                let session = Session::begin(*connected, self.sender.clone());
+                self.workshop.broker.set(session.address());
+                self.session = Some(session);
+                self.input(ExecutorInput::Connected);
+            }
+            Event::Message(number, message) => {
+                let current = self.session.clone().filter(|session| session.number() == number);
+                if let Some(session) = current {
+                    self.hear(&session, message);
+                }
+            }
+            Event::Closed(number, reason) => {
+                if self.session.as_ref().is_some_and(|session| session.number() == number) {
+                    self.disconnect(&reason);
+                    self.input(ExecutorInput::Disconnected);
+                }
+            }
+            Event::Ended(attempt, Ok(result)) => {
+                self.ended.push(attempt.clone());
+                self.input(ExecutorInput::Ended { attempt, result });
+            }
+            Event::Ended(_, Err(SpawnerGone)) => {
+                // The link tells of it as well, and the loop ends there.
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, session: &Rc<Session>, message: BrokerMessage) {
+        match message {
+            BrokerMessage::Follow { .. }
+            | BrokerMessage::Window { .. }
+            | BrokerMessage::Unfollow { .. } => {
+                self.follows.push((Rc::clone(session), message));
+            }
+            message => {
+                let done = match &message {
+                    BrokerMessage::Acknowledged { attempt } => Some(attempt.clone()),
+                    _ => None,
+                };
+                self.input(ExecutorInput::Message(message));
+                if let Some(attempt) = done {
+                    self.unspooled.remove(&attempt);
+                    match self.forget(&attempt) {
+                        Some(job) => job.discard(),
+                        None => blobs::discard(&self.workshop.output, &attempt),
+                    }
+                }
+            }
+        }
+    }
+
+    fn serve_followers(&mut self) {
+        for (session, message) in std::mem::take(&mut self.follows) {
+            if session.is_closed() {
+                continue;
+            }
+            match message {
+                BrokerMessage::Follow { follow, attempt, stdout_from, stderr_from, window } => {
+                    let job = self.jobs.get(&attempt).cloned();
+                    let from = follow::From { stdout: stdout_from, stderr: stderr_from };
+                    self.followers.begin(&session, follow, job, from, window);
+                }
+                BrokerMessage::Window { follow, bytes } => self.followers.grant(follow, bytes),
+                BrokerMessage::Unfollow { follow } => self.followers.end(follow),
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends the session on this side and begins to look for a broker again.
+    fn disconnect(&mut self, reason: &str) {
+        if let Some(session) = self.session.take() {
+            session.close();
+            let broker = session.address();
+            match self.registered.take() {
+                Some(log) => tracing::warn!("lost broker {log} at {broker}: {reason}"),
+                None => tracing::warn!("broker at {broker}: {reason}"),
+            }
+        }
+        self.followers.clear();
+        self.connect();
+    }
+
+    fn connect(&mut self) {
+        let (brokers, sender) = (self.settings.brokers.clone(), self.sender.clone());
+        let pause = self.pause.clone();
+        tokio::task::spawn_local(async move {
+            let connected = session::connect(&brokers, pause).await;
+            // The loop is gone only when the process ends.
+            let _ = sender.send(Event::Connected(Box::new(connected))).await;
+        });
+    }
+
+    fn measure(&mut self) {
+        let now = entropy::now();
+        let load = self.meter.measure(now.mono);
+        self.measure_at = Instant::now() + self.settings.heartbeat;
+        self.input(ExecutorInput::Measured(load));
+    }
+
+    fn wake_at(&self) -> Instant {
+        let now = Instant::now();
+        let due = self.core.poll_timeout().map(|at| now + at.since(entropy::now().mono));
+        let phase = match self.phase {
+            Phase::Draining(at) | Phase::Drained(at) => Some(at),
+            Phase::Working | Phase::HandingBack => None,
+        };
+        [due, phase].into_iter().flatten().fold(self.measure_at, Instant::min)
+    }
+
+    fn do_what_is_due(&mut self) {
+        let instant = Instant::now();
+        if instant >= self.measure_at {
+            self.measure();
+            self.retry_spool = !self.unspooled.is_empty();
+        }
+        if matches!(self.phase, Phase::Draining(at) if instant >= at) {
+            tracing::warn!("jobs that still run are killed and handed back");
+            self.phase = Phase::HandingBack;
+            self.input(ExecutorInput::HandBack);
+        }
+        let now = entropy::now();
+        if self.core.poll_timeout().is_some_and(|at| at <= now.mono) {
+            self.core.handle_timeout(now);
+        }
+    }
+
+    fn drain(&mut self) {
+        crate::runtime::ready::stopping();
+        tracing::info!("draining: {} attempts are here", self.jobs.len());
+        self.phase = Phase::Draining(Instant::now() + self.settings.drain_timeout);
+        self.input(ExecutorInput::Drain);
+    }
+
+    fn is_over(&mut self) -> bool {
+        if !self.drained {
+            return false;
+        }
+        match self.phase {
+            Phase::Drained(until) => {
+                let unheard = self.registered.is_none() || Instant::now() >= until;
+                self.core.is_idle() || unheard
+            }
+            _ => {
+                self.phase = Phase::Drained(Instant::now() + limits::DRAIN_ACKNOWLEDGED_WITHIN);
+                self.registered.is_none() || self.core.is_idle()
+            }
+        }
+    }
+
+    /// Lets the last messages go out.
+    async fn leave(&mut self) -> Result<(), ExecutorError> {
+        if let Some(session) = self.session.take() {
+            session.finish(limits::DRAIN_ACKNOWLEDGED_WITHIN).await;
+        }
+        self.spool(vec![]).await;
+        match self.spool_error.take() {
+            Some(error) if !self.unspooled.is_empty() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The spawner is dead: what is known of results goes to disk, and that is all.
+    async fn give_up(&mut self) -> ExecutorError {
+        self.input(ExecutorInput::Disconnected);
+        match self.carry_out(&mut |_| Ok(())).await {
+            Ok(()) => ExecutorError::Spawner,
+            Err(error) => error,
+        }
+    }
+}

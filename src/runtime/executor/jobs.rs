@@ -1,0 +1,25 @@
+//! One task for each attempt.
+
+use std::rc::Rc;
+
+use tokio::sync::mpsc;
+
+use crate::proto::message::StartOrder;
+use crate::runtime::process::{self, Job};
+
+use super::{Event, Workshop};
+
+/// Runs an attempt beside the loop, which is told of its end.
+pub(super) fn begin(
+    workshop: Rc<Workshop>,
+    order: Box<StartOrder>,
+    job: Rc<Job>,
+    events: mpsc::Sender<Event>,
+) {
+    tokio::task::spawn_local(async move {
+        let Workshop { link, work, broker, .. } = &*workshop;
+        let result = process::run(link, &order, &job, work, broker).await;
+        // The loop is gone only when the process ends.
+        let _ = events.send(Event::Ended(order.attempt, result.map(Box::new))).await;
+    });
+}

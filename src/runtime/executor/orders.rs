@@ -1,0 +1,146 @@
+//! The core's orders, carried out in their order.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use nix::libc;
+
+use crate::proto::executor::{ExecutorOutput, Kill};
+use crate::proto::id::AttemptId;
+use crate::proto::message::{ExecutorMessage, ResultMessage};
+use crate::runtime::process::Job;
+
+use super::{Announce, ExecutorError, Registration, Shell, blobs, jobs};
+
+impl Shell<'_> {
+    /// Carries out every order that the core has.
+    pub(super) async fn carry_out(&mut self, announce: Announce<'_>) -> Result<(), ExecutorError> {
+        let mut unspooled = vec![];
+        while let Some(output) = self.core.poll_output() {
+            if let ExecutorOutput::Spool(result) = output {
+                self.speak_of(&result.attempt);
+                unspooled.push(*result);
+                continue;
+            }
+            // Several results cost hardly more than one.
+            self.spool(std::mem::take(&mut unspooled)).await;
+            self.obey(output, announce)?;
+        }
+        self.spool(unspooled).await;
+        // The core wants no result of those that it did not speak of: they were stopped.
+        for attempt in std::mem::take(&mut self.ended) {
+            if let Some(job) = self.forget(&attempt) {
+                job.discard();
+            }
+        }
+        Ok(())
+    }
+
+    fn obey(
+        &mut self,
+        output: ExecutorOutput,
+        announce: Announce<'_>,
+    ) -> Result<(), ExecutorError> {
+        match output {
+            ExecutorOutput::Send(message) => self.send(message),
+            ExecutorOutput::Run(order) => {
+                let job = Rc::new(Job::new(&order, &self.workshop.output));
+                self.jobs.insert(order.attempt.clone(), Rc::clone(&job));
+                jobs::begin(Rc::clone(&self.workshop), order, job, self.sender.clone());
+            }
+            ExecutorOutput::Kill { attempt, kill } => {
+                if let Some(job) = self.jobs.get(&attempt) {
+                    let signal = match kill {
+                        Kill::Terminate => libc::SIGTERM,
+                        Kill::Kill => libc::SIGKILL,
+                    };
+                    job.control.signal(&self.workshop.link, signal);
+                }
+            }
+            ExecutorOutput::Spool(_) => unreachable!("taken before"),
+            ExecutorOutput::Unspool(attempt) => {
+                self.unspooled.remove(&attempt);
+                if let Err(error) = self.spool.remove(&attempt) {
+                    tracing::warn!("{error}; the result is sent once more after a restart");
+                }
+            }
+            ExecutorOutput::Registered(log) => self.registered(log, announce)?,
+            // The session may have ended by itself meanwhile, and another be looked for.
+            ExecutorOutput::Reconnect { reason } if self.session.is_some() => {
+                self.disconnect(&reason);
+            }
+            ExecutorOutput::Reconnect { .. } => {}
+            ExecutorOutput::Drained => self.drained = true,
+            ExecutorOutput::Notice(text) => tracing::warn!("{text}"),
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, message: ExecutorMessage) {
+        if let ExecutorMessage::Result(result) = &message {
+            self.speak_of(&result.attempt);
+        }
+        let Some(session) = &self.session else { return };
+        match message {
+            ExecutorMessage::Result(result) if blobs::is_long(&result) => {
+                let (session, output) = (Rc::clone(session), self.workshop.output.clone());
+                tokio::task::spawn_local(blobs::send_after_blobs(session, output, result));
+            }
+            message => session.send(&message),
+        }
+    }
+
+    fn registered(
+        &mut self,
+        log: crate::proto::id::LogId,
+        announce: Announce<'_>,
+    ) -> Result<(), ExecutorError> {
+        let Some(session) = &self.session else { return Ok(()) };
+        self.pause.reset();
+        let broker = session.address();
+        if self.announced {
+            tracing::warn!("registered again, with broker {log} at {broker}");
+        } else {
+            self.announced = true;
+            tracing::info!("registered with broker {log} at {broker}");
+            let registration = Registration { executor: &self.executor, broker };
+            announce(registration).map_err(ExecutorError::Announce)?;
+        }
+        crate::runtime::ready::ready(&format!("registered with {log} at {broker}"));
+        self.registered = Some(log);
+        Ok(())
+    }
+
+    /// Makes results durable, on another thread, so that output is taken meanwhile. What the disk
+    /// refuses is held in memory and tried again with the next.
+    pub(super) async fn spool(&mut self, results: Vec<ResultMessage>) {
+        if results.is_empty() && self.unspooled.is_empty() {
+            return;
+        }
+        let mut results = results;
+        results.extend(std::mem::take(&mut self.unspooled).into_values());
+        let spool = self.spool.clone();
+        let directory = &self.workshop.output;
+        let outputs: Vec<PathBuf> =
+            results.iter().flat_map(|result| blobs::files_of(directory, result)).collect();
+        let written = tokio::task::spawn_blocking(move || {
+            let written = spool.write(&results, &outputs);
+            (written, results)
+        });
+        let (written, results) = written.await.expect("writing does not panic");
+        if let Err(error) = written {
+            tracing::error!("{error}; results are held in memory until the disk takes them");
+            let held = results.into_iter().map(|result| (result.attempt.clone(), result));
+            self.unspooled.extend(held);
+            self.spool_error = Some(error);
+        }
+    }
+
+    fn speak_of(&mut self, attempt: &AttemptId) {
+        self.ended.retain(|ended| ended != attempt);
+    }
+
+    pub(super) fn forget(&mut self, attempt: &AttemptId) -> Option<Rc<Job>> {
+        self.jobs.remove(attempt)
+    }
+}

@@ -1,0 +1,326 @@
+//! The broker's HTTP server: connections, routes, and what all handlers share.
+//!
+//! Decides nothing about jobs (the core) and makes nothing durable (the store). Every limit of
+//! what comes in is checked here or in the file of the route; over it the answer is a problem
+//! document, and nothing changed. Routes and shapes: wire/api.rs, design section 7.
+//! Law: no bytes from outside end in a panic (tests/broker.rs sends many kinds).
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
+
+use crate::proto::event::{self, JobRef, Reply};
+use crate::proto::fact::{Body as FactBody, Reported};
+use crate::proto::id::Dot;
+use crate::proto::limits;
+use crate::proto::view::Ended;
+use crate::runtime::blobs::Blobs;
+use crate::runtime::client::{SESSION_PROTOCOL, SESSION_ROUTE};
+use crate::runtime::endpoint::Stream;
+use crate::runtime::session;
+use crate::runtime::store::{Reader, StoreError};
+use crate::wire::problem::Problem;
+
+use answer::Handled;
+use body::Body;
+use hub::{Answer, Hub, is_left_out};
+use listen::Listener;
+
+pub mod answer;
+pub mod blobs;
+pub mod body;
+pub mod books;
+pub mod facts;
+pub mod hub;
+pub mod jobs;
+pub mod listen;
+pub mod mailbox;
+pub mod output;
+pub mod start;
+pub mod submit;
+
+/// What all handlers share.
+pub struct Context {
+    /// The way to the core and back.
+    pub hub: Rc<Hub>,
+    /// The files of large contents.
+    pub blobs: Arc<Blobs>,
+    data: PathBuf,
+    reader: Arc<Mutex<Option<Reader>>>,
+    connections: Cell<usize>,
+    fewer: Notify,
+}
+
+impl Context {
+    /// What handlers share, over the data directory whose store is open.
+    #[must_use]
+    pub fn new(hub: Rc<Hub>, blobs: Arc<Blobs>, data: PathBuf) -> Self {
+        let (connections, fewer) = (Cell::new(0), Notify::new());
+        Self { hub, blobs, data, reader: Arc::default(), connections, fewer }
+    }
+
+    /// Asks the core something that has one answer.
+    ///
+    /// # Errors
+    /// The core refused, or the broker is stopping.
+    pub async fn ask(&self, request: event::Request) -> Result<Reply, Problem> {
+        let mail = self.hub.open();
+        mail.ask(request).await?;
+        match mail.next().await? {
+            Answer::Reply(Reply::Refused { index, refusal }) => {
+                Err(Problem::of_refusal(&refusal, index))
+            }
+            Answer::Reply(reply) => Ok(reply),
+            Answer::Audit(..) => Err(self.unexpected()),
+        }
+    }
+
+    /// An answer of the core that does not fit the question: a fault of ours.
+    #[must_use]
+    pub fn unexpected(&self) -> Problem {
+        tracing::error!("the core gave an answer that does not fit the question");
+        Problem::new(500, "bug", "the broker's core gave an answer that does not fit the question")
+    }
+
+    /// Reads from the store on a thread that may wait for the disk.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn read<T, F>(&self, work: F) -> Result<T, Problem>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (shared, data) = (Arc::clone(&self.reader), self.data.clone());
+        let read = move || {
+            // One reader is kept for the next; who comes meanwhile opens another.
+            let kept = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let reader = kept.map_or_else(|| Reader::open(&data), Ok)?;
+            let found = work(&reader)?;
+            *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(reader);
+            Ok(found)
+        };
+        let done: Result<T, StoreError> = match tokio::task::spawn_blocking(read).await {
+            Ok(done) => done,
+            Err(error) => return Err(Problem::new(500, "bug", format!("a reader ended: {error}"))),
+        };
+        done.map_err(|error| {
+            tracing::error!("the store cannot be read: {error}");
+            Problem::new(500, "store", error.to_string())
+        })
+    }
+
+    /// Gets from the store what memory left out of an outcome.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn complete(&self, ended: &mut Ended) -> Result<(), Problem> {
+        match &mut ended.result {
+            Some((dot, reported)) => self.complete_result(dot, reported).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Gets from the store what memory left out of a result.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn complete_result(
+        &self,
+        dot: &Dot,
+        reported: &mut Arc<Reported>,
+    ) -> Result<(), Problem> {
+        let result = &reported.result;
+        if !is_left_out(&result.stdout) && !is_left_out(&result.stderr) {
+            return Ok(());
+        }
+        let wanted = dot.clone();
+        let found = self.read(move |reader| reader.fact(&wanted)).await?;
+        match found.as_ref().map(|sealed| &sealed.fact.body) {
+            Some(FactBody::Reported(whole)) => {
+                *reported = Arc::clone(whole);
+                Ok(())
+            }
+            _ => Err(Problem::new(500, "store", format!("fact {dot} is not in the store"))),
+        }
+    }
+
+    /// Waits until no connection is left.
+    pub async fn all_gone(&self) {
+        while self.connections.get() > 0 {
+            self.fewer.notified().await;
+        }
+    }
+}
+
+/// Takes connections until the broker stops.
+pub async fn accept(context: Rc<Context>, listener: Listener) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = context.hub.stopped() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) if context.connections.get() < limits::CONNECTIONS_MAX => {
+                tokio::task::spawn_local(serve(Rc::clone(&context), stream, peer));
+            }
+            Ok((stream, _)) => turn_away(&stream),
+            Err(error) => {
+                tracing::warn!("no connection can be taken on {}: {error}", listener.address());
+                // Most often all descriptors are in use; some come back when connections end.
+                tokio::time::sleep(limits::ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Answers a connection that is one too many, without waiting for its request.
+fn turn_away(stream: &Stream) {
+    let what = format!("{} connections are open already", limits::CONNECTIONS_MAX);
+    let problem = Problem::new(503, "too-many-connections", what).retryable();
+    let text = serde_json::to_string(&problem).expect("problems have only string keys");
+    let head = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n";
+    let kind = crate::wire::problem::PROBLEM_JSON;
+    let size = text.len();
+    let answer = format!("{head}content-type: {kind}\r\ncontent-length: {size}\r\n\r\n{text}");
+    // A fresh socket has room for it; who does not read it sees the connection close.
+    let _ = match stream {
+        Stream::Unix(stream) => stream.try_write(answer.as_bytes()),
+        Stream::Tcp(stream) => stream.try_write(answer.as_bytes()),
+    };
+}
+
+/// A connection or session counts as long as this lives.
+struct Counted<'a>(&'a Context);
+
+impl<'a> Counted<'a> {
+    fn new(context: &'a Context) -> Self {
+        context.connections.set(context.connections.get() + 1);
+        Self(context)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+        self.0.fewer.notify_one();
+    }
+}
+
+async fn serve(context: Rc<Context>, stream: Stream, peer: Option<i32>) {
+    let _counted = Counted::new(&context);
+    let service = service_fn(|request: Request<Incoming>| {
+        let context = Rc::clone(&context);
+        async move { Ok::<_, Infallible>(respond(context, request, peer).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HTTP_HEAD_WITHIN)
+        .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = context.hub.stopped() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!("a connection ends: {error}");
+    }
+}
+
+async fn respond(
+    context: Rc<Context>,
+    request: Request<Incoming>,
+    peer: Option<i32>,
+) -> Response<Body> {
+    match route(context, request, peer).await {
+        Ok(response) => response,
+        Err(problem) => answer::problem(&problem),
+    }
+}
+
+async fn route(context: Rc<Context>, request: Request<Incoming>, peer: Option<i32>) -> Handled {
+    let path = request.uri().path().to_owned();
+    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
+    let wrong = |allowed| Ok(answer::wrong_method(request.method(), allowed));
+    match parts.as_slice() {
+        ["v1", "jobs"] if get => jobs::list(&context, request).await,
+        ["v1", "jobs"] if post => submit::submit(context, request).await,
+        ["v1", "jobs"] => wrong("GET, POST"),
+        ["v1", "jobs", id] if get => jobs::show(&context, job(id), request).await,
+        ["v1", "jobs", id, "output"] if get => output::output(context, job(id), request).await,
+        ["v1", "jobs", id, "why"] if get => jobs::why(&context, job(id), request).await,
+        ["v1", "jobs", _] | ["v1", "jobs", _, "output" | "why"] => wrong("GET"),
+        ["v1", "jobs", id, "cancel"] if post => jobs::cancel(context, job(id), request).await,
+        ["v1", "jobs", id, "rerun"] if post => jobs::rerun(context, job(id), request).await,
+        ["v1", "jobs", _, "cancel" | "rerun"] => wrong("POST"),
+        ["v1", "status"] if get => books::status(&context).await,
+        ["v1", "executors"] if get => books::executors(&context).await,
+        ["v1", "audit"] if get => books::audit(&context).await,
+        ["v1", "facts"] if get => facts::facts(context, request).await,
+        ["healthz" | "readyz"] if get => books::health(&context).await,
+        ["v1", "status" | "executors" | "audit" | "facts"] | ["healthz" | "readyz"] => wrong("GET"),
+        ["v1", "executors", "session"] if post => open_session(context, request, peer),
+        ["v1", "executors", "session"] => wrong("POST"),
+        ["v1", "blobs", digest] => blobs::blobs(context, digest, request).await,
+        _ => Err(Problem::new(404, "no-route", format!("there is nothing at {path:.200}"))
+            .hint("jobs are at /v1/jobs, the broker at /v1/status")),
+    }
+}
+
+fn job(id: &str) -> JobRef {
+    JobRef(id.to_owned())
+}
+
+/// `POST /v1/executors/session`: HTTP ends and the session begins.
+fn open_session(
+    context: Rc<Context>,
+    mut request: Request<Incoming>,
+    peer: Option<i32>,
+) -> Handled {
+    use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
+    let asked = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok());
+    if !asked.is_some_and(|asked| asked.eq_ignore_ascii_case(SESSION_PROTOCOL)) {
+        return Err(Problem::new(
+            426,
+            "no-upgrade",
+            format!("{SESSION_ROUTE} speaks sessions only"),
+        )
+        .hint(format!("ask for 'Upgrade: {SESSION_PROTOCOL}'")));
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::task::spawn_local(async move {
+        let _counted = Counted::new(&context);
+        let upgraded = match upgrade.await {
+            Ok(upgraded) => upgraded,
+            Err(error) => return tracing::debug!("a session did not come about: {error}"),
+        };
+        match upgraded.downcast::<TokioIo<Stream>>() {
+            Ok(parts) => {
+                let stream = parts.io.into_inner();
+                session::serve(Rc::clone(&context.hub), stream, &parts.read_buf, peer).await;
+            }
+            Err(_) => tracing::error!("a session came over a connection of another kind"),
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = hyper::StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(SESSION_PROTOCOL));
+    Ok(response)
+}

@@ -1,0 +1,273 @@
+//! What the requests, the sessions and the loop share: the way in to the core and the way back.
+//!
+//! One thread; nothing here waits for the disk. The outside only queues inputs, at most
+//! [`limits::INPUTS_QUEUED_MAX`] of them; then it is no longer read. The loop (drive.rs) takes
+//! them at its own pace and hands the answers to the mailbox of each request.
+//! Law: inputs are handed to the core in the order in which they were queued.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::proto::event::{Input, Reply, Request};
+use crate::proto::id::RequestId;
+use crate::proto::limits;
+use crate::proto::result::Stream;
+use crate::proto::view::AuditView;
+use crate::runtime::server::mailbox::Mailbox;
+use crate::runtime::session::Sessions;
+use crate::runtime::store::{StoreError, StoredBooks};
+
+/// The broker is stopping: nothing more is taken and no answer will come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the broker is shutting down")]
+pub struct Stopping;
+
+/// What a request gets back.
+#[derive(Debug)]
+pub enum Answer {
+    /// An answer of the core.
+    Reply(Reply),
+    /// The core's books, and the store's as they are after the batch that they belong to.
+    Audit(Box<AuditView>, oneshot::Receiver<Result<StoredBooks, Arc<StoreError>>>),
+}
+
+/// The inputs that wait for the core.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    inputs: RefCell<VecDeque<Input>>,
+    stopping: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+    space: Notify,
+}
+
+impl Inbox {
+    /// Queues an input, waiting for room.
+    ///
+    /// # Errors
+    /// The broker is stopping; the input was dropped.
+    pub async fn push(&self, input: Input) -> Result<(), Stopping> {
+        loop {
+            let space = self.space.notified();
+            if self.stopping.get() {
+                return Err(Stopping);
+            }
+            if self.inputs.borrow().len() < limits::INPUTS_QUEUED_MAX {
+                self.push_now(input);
+                return Ok(());
+            }
+            space.await;
+        }
+    }
+
+    /// Queues the end of a request or session. There are no more of them than there are requests
+    /// and sessions, so they need no room.
+    pub fn push_now(&self, input: Input) {
+        self.inputs.borrow_mut().push_back(input);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// The next input if there is one.
+    pub fn take(&self) -> Option<Input> {
+        self.inputs.borrow_mut().pop_front()
+    }
+
+    /// Whether an input waits.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.inputs.borrow().is_empty()
+    }
+
+    /// Lets those in that waited for room.
+    pub fn made_room(&self) {
+        if self.inputs.borrow().len() < limits::INPUTS_QUEUED_MAX {
+            self.space.notify_waiters();
+        }
+    }
+
+    /// Waits for an input.
+    pub fn poll_filled(&self, context: &mut Context<'_>) -> Poll<()> {
+        if !self.inputs.borrow().is_empty() {
+            return Poll::Ready(());
+        }
+        self.waker.replace(Some(context.waker().clone()));
+        Poll::Pending
+    }
+
+    fn stop(&self) {
+        self.stopping.set(true);
+        self.space.notify_waiters();
+    }
+}
+
+/// What everything on the broker's thread shares.
+#[derive(Debug)]
+pub struct Hub {
+    /// The way in.
+    pub inbox: Inbox,
+    /// The executors' connections.
+    pub sessions: Sessions,
+    requests: RefCell<BTreeMap<RequestId, Rc<Letters>>>,
+    next_request: Cell<u64>,
+    commits: watch::Sender<u64>,
+}
+
+/// The answers of one request, and how much of results they hold in memory.
+#[derive(Debug, Default)]
+struct Letters {
+    answers: Mailbox<Answer>,
+    inline_bytes: Cell<usize>,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self {
+            inbox: Inbox::default(),
+            sessions: Sessions::default(),
+            requests: RefCell::default(),
+            next_request: Cell::new(1),
+            commits: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Hub {
+    /// Opens a request: a number and a mailbox for its answers.
+    #[must_use]
+    pub fn open(self: &Rc<Self>) -> Mail {
+        let request = RequestId(self.next_request.get());
+        self.next_request.set(request.0 + 1);
+        let letters = Rc::new(Letters::default());
+        self.requests.borrow_mut().insert(request, Rc::clone(&letters));
+        Mail { hub: Rc::clone(self), request, letters, asked: Cell::new(false) }
+    }
+
+    /// Hands an answer to its request; one that nobody waits for is dropped.
+    pub fn deliver(&self, request: RequestId, mut answer: Answer) {
+        let requests = self.requests.borrow();
+        let Some(letters) = requests.get(&request) else { return };
+        if let Answer::Reply(Reply::Ended(ended)) = &mut answer
+            && let Some((_, reported)) = &mut ended.result
+        {
+            let bytes = reported.result.inline_bytes();
+            if letters.inline_bytes.get() + bytes > limits::REPLIES_INLINE_BYTES_MAX {
+                // A client that reads slowly must not hold everybody's results in memory: what
+                // is left out here is read from the store when its turn comes.
+                let mut lean = (**reported).clone();
+                leave_out(&mut lean.result.stdout);
+                leave_out(&mut lean.result.stderr);
+                *reported = Arc::new(lean);
+            } else {
+                letters.inline_bytes.set(letters.inline_bytes.get() + bytes);
+            }
+        }
+        letters.answers.put(answer);
+    }
+
+    /// Tells those who follow the facts that there are more.
+    pub fn committed(&self) {
+        if self.commits.receiver_count() > 0 {
+            self.commits.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Something that changes with each commit, until the broker stops.
+    #[must_use]
+    pub fn commits(&self) -> watch::Receiver<u64> {
+        self.commits.subscribe()
+    }
+
+    /// Waits until the broker stops.
+    pub async fn stopped(&self) {
+        loop {
+            let told = self.inbox.space.notified();
+            if self.inbox.stopping.get() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// Ends everything: no input is taken any more, every request and session is told.
+    pub fn stop(&self) {
+        self.inbox.stop();
+        for letters in self.requests.borrow().values() {
+            letters.answers.close();
+        }
+        self.sessions.close_all();
+    }
+}
+
+/// Whether content that was written is neither inline nor a blob: it is in the store alone.
+#[must_use]
+pub fn is_left_out(stream: &Stream) -> bool {
+    stream.size > 0 && stream.text.is_none() && stream.base64.is_none() && stream.blob.is_none()
+}
+
+fn leave_out(stream: &mut Stream) {
+    stream.text = None;
+    stream.base64 = None;
+}
+
+/// One request's way to the core and back. Closed when it is dropped.
+#[derive(Debug)]
+pub struct Mail {
+    hub: Rc<Hub>,
+    request: RequestId,
+    letters: Rc<Letters>,
+    asked: Cell<bool>,
+}
+
+impl Mail {
+    /// Asks the core.
+    ///
+    /// # Errors
+    /// The broker is stopping.
+    pub async fn ask(&self, body: Request) -> Result<(), Stopping> {
+        self.asked.set(true);
+        self.hub.inbox.push(Input::Request { request: self.request, body }).await
+    }
+
+    /// The next answer. May be dropped while it waits and called again.
+    ///
+    /// # Errors
+    /// The broker is stopping.
+    pub async fn next(&self) -> Result<Answer, Stopping> {
+        let answer = self.letters.answers.take().await.ok_or(Stopping)?;
+        self.opened(&answer);
+        Ok(answer)
+    }
+
+    /// The next answer if it is there.
+    #[must_use]
+    pub fn next_now(&self) -> Option<Answer> {
+        let answer = self.letters.answers.take_now()?;
+        self.opened(&answer);
+        Some(answer)
+    }
+
+    fn opened(&self, answer: &Answer) {
+        if let Answer::Reply(Reply::Ended(ended)) = answer
+            && let Some((_, reported)) = &ended.result
+        {
+            let left = self.letters.inline_bytes.get();
+            let bytes = reported.result.inline_bytes();
+            self.letters.inline_bytes.set(left.saturating_sub(bytes));
+        }
+    }
+}
+
+impl Drop for Mail {
+    fn drop(&mut self) {
+        self.hub.requests.borrow_mut().remove(&self.request);
+        if self.asked.get() {
+            self.hub.inbox.push_now(Input::RequestClosed { request: self.request });
+        }
+    }
+}

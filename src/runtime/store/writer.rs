@@ -1,0 +1,309 @@
+//! The one thread that writes the store.
+//!
+//! Algorithm: take everything that is queued, up to a bound, into one transaction; commit; write
+//! the continuity file; then call what waits, in order. So batches that come while the disk syncs
+//! share the next sync. After a failure nothing more is taken: the process is to end, and what is
+//! in memory but not on disk goes with it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, mpsc::SendError};
+use std::thread::JoinHandle;
+
+use rusqlite::Connection;
+
+use super::reader::count_books;
+use super::{Store, StoreError, StoredBooks, rows, schema};
+use crate::proto::event::Batch;
+use crate::proto::id::{JobId, LogId};
+use crate::proto::limits;
+use crate::proto::log::{Head, LogError};
+use crate::proto::view::JobRow;
+use crate::runtime::continuity::Continuity;
+
+/// What is called when something is done or has failed; it must not wait for anything.
+pub type Done<T> = Box<dyn FnOnce(Result<T, Arc<StoreError>>) + Send>;
+
+enum Order {
+    Commit(Batch, Done<()>),
+    Books(Done<StoredBooks>),
+}
+
+/// The way to the thread that writes the store. Dropping it waits until all is written.
+pub struct Writer {
+    orders: Option<Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    pub(super) fn start(store: Store, claim: Continuity) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Read { path: store.path.clone(), source };
+        let logs = logs(&store.connection).map_err(failed)?;
+        let (orders, queue) = mpsc::channel();
+        let Store { path, connection } = store;
+        connection.set_prepared_statement_cache_capacity(32);
+        let at_work = Work {
+            path,
+            connection,
+            logs,
+            own: claim,
+            own_head: None,
+            is_own_noted: false,
+            failure: None,
+            counting: Arc::default(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || at_work.run(&queue))
+            .map_err(|_| StoreError::Closed)?;
+        Ok(Self { orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// Makes a batch durable after all that were handed in before, then calls `done` from the
+    /// writer's thread.
+    ///
+    /// # Errors
+    /// To `done`: [`StoreError::Write`], [`StoreError::Order`], [`StoreError::Continuity`]; the
+    /// first of them is also the answer to everything that comes later.
+    pub fn commit(&self, batch: Batch, done: Done<()>) {
+        self.order(Order::Commit(batch, done));
+    }
+
+    /// Counts what the store holds after all batches that were handed in before, then calls
+    /// `done` from some thread.
+    ///
+    /// # Errors
+    /// To `done`: [`StoreError::Read`], or what ended the writer.
+    pub fn books(&self, done: Done<StoredBooks>) {
+        self.order(Order::Books(done));
+    }
+
+    fn order(&self, order: Order) {
+        let orders = self.orders.as_ref().expect("only the drop takes it");
+        if let Err(SendError(order)) = orders.send(order) {
+            order.refuse(&Arc::new(StoreError::Closed));
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported there.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Order {
+    fn refuse(self, why: &Arc<StoreError>) {
+        match self {
+            Self::Commit(_, done) => done(Err(Arc::clone(why))),
+            Self::Books(done) => done(Err(Arc::clone(why))),
+        }
+    }
+}
+
+/// A log as the store has it: the store's number for it, and its last seq.
+#[derive(Debug, Clone, Copy)]
+struct LogRow {
+    id: i64,
+    seq: u64,
+}
+
+fn logs(connection: &Connection) -> rusqlite::Result<BTreeMap<LogId, LogRow>> {
+    let query = "SELECT l.name, l.id, \
+         coalesce((SELECT max(f.seq) FROM facts f WHERE f.log = l.id), 0) FROM logs l";
+    let mut statement = connection.prepare(query)?;
+    let read = |row: &rusqlite::Row<'_>| {
+        Ok((rows::log(row, 0)?, LogRow { id: row.get(1)?, seq: rows::seq(row, 2)? }))
+    };
+    statement.query_map([], read)?.collect()
+}
+
+struct Work {
+    path: PathBuf,
+    connection: Connection,
+    logs: BTreeMap<LogId, LogRow>,
+    own: Continuity,
+    /// The head of the own log that is committed but not yet in the continuity file.
+    own_head: Option<Head>,
+    /// Whether the own log is noted as the one that this data directory wrote last.
+    is_own_noted: bool,
+    failure: Option<Arc<StoreError>>,
+    counting: Arc<AtomicUsize>,
+}
+
+impl Work {
+    fn run(mut self, queue: &Receiver<Order>) {
+        while let Ok(first) = queue.recv() {
+            let (mut batches, mut waiting, mut books) = (vec![], vec![], None);
+            let mut facts = 0;
+            let mut next = Some(first);
+            while let Some(order) = next.take() {
+                match order {
+                    Order::Commit(batch, done) => {
+                        facts += batch.facts.len();
+                        batches.push(batch);
+                        waiting.push(done);
+                        if facts < limits::TRANSACTION_FACTS_MAX {
+                            next = queue.try_recv().ok();
+                        }
+                    }
+                    Order::Books(done) => books = Some(done),
+                }
+            }
+            let committed = self.commit(&batches);
+            for done in waiting {
+                done(committed.clone());
+            }
+            if let Some(done) = books {
+                self.count(done);
+            }
+        }
+    }
+
+    /// Makes batches durable, all or none.
+    fn commit(&mut self, batches: &[Batch]) -> Result<(), Arc<StoreError>> {
+        if let Some(failure) = &self.failure {
+            return Err(Arc::clone(failure));
+        }
+        self.try_commit(batches).map_err(|failure| {
+            let failure = Arc::new(failure);
+            self.failure = Some(Arc::clone(&failure));
+            failure
+        })
+    }
+
+    fn try_commit(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
+        if batches.iter().all(|batch| batch.facts.is_empty() && batch.rows.is_empty()) {
+            return Ok(());
+        }
+        let path = self.path.clone();
+        let failed = |source| StoreError::Write { path: path.clone(), source };
+        self.run_cached("BEGIN IMMEDIATE").map_err(failed)?;
+        let inserted = self.insert_facts(batches).and_then(|()| {
+            let rows = batches.iter().flat_map(|batch| &batch.rows);
+            let last: BTreeMap<JobId, &JobRow> = rows.map(|row| (row.job, row)).collect();
+            last.into_values().try_for_each(|row| self.upsert(row)).map_err(failed)
+        });
+        let committed = inserted.and_then(|()| self.run_cached("COMMIT").map_err(failed));
+        if let Err(error) = committed {
+            // SQLite may have rolled back by itself; either way nothing of it is held.
+            let _ = self.connection.execute_batch("ROLLBACK");
+            return Err(error);
+        }
+        match self.own_head.take() {
+            Some(head) => Ok(self.own.record(&head)?),
+            None => Ok(()),
+        }
+    }
+
+    fn insert_facts(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let failed = |source| StoreError::Write { path: path.clone(), source };
+        let insert = "INSERT INTO facts (log, seq, chain, line) VALUES (?1, ?2, ?3, ?4)";
+        for sealed in batches.iter().flat_map(|batch| &batch.facts) {
+            let dot = &sealed.fact.dot;
+            let row = self.log_row(&dot.log).map_err(failed)?;
+            if dot.seq != row.seq + 1 {
+                let source = LogError::Gap { dot: dot.clone(), held: row.seq };
+                return Err(StoreError::Order { path, source });
+            }
+            let values = (row.id, sql_seq(dot.seq), &sealed.chain.0, &*sealed.line);
+            let mut statement = self.connection.prepare_cached(insert).map_err(failed)?;
+            statement.execute(values).map_err(failed)?;
+            drop(statement);
+            self.logs.insert(dot.log.clone(), LogRow { seq: dot.seq, ..row });
+            if dot.log == *self.own.log() {
+                self.own_head = Some(Head { seq: dot.seq, chain: sealed.chain });
+            }
+        }
+        if self.own_head.is_some() && !self.is_own_noted {
+            let note = "INSERT OR REPLACE INTO meta (key, value) VALUES ('own_log', ?1)";
+            let noted = self.connection.execute(note, [self.own.log().as_str()]);
+            noted.map_err(failed)?;
+            self.is_own_noted = true;
+        }
+        Ok(())
+    }
+
+    fn upsert(&mut self, row: &JobRow) -> rusqlite::Result<()> {
+        let upsert = "INSERT OR REPLACE INTO jobs \
+             (job, birth_log, birth_seq, generation, state, digest) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        let birth = match &row.birth {
+            Some(dot) => Some((self.log_row(&dot.log)?.id, sql_seq(dot.seq))),
+            None => None,
+        };
+        let (birth_log, birth_seq) = birth.unzip();
+        let state = row.state.map(|state| state.word());
+        let digest = row.digest.map(|digest| digest.0);
+        let job = row.job.0.as_bytes();
+        let values = (job, birth_log, birth_seq, row.generation, state, digest);
+        self.connection.prepare_cached(upsert)?.execute(values).map(|_| ())
+    }
+
+    /// The store's row of a log; made where there is none yet.
+    fn log_row(&mut self, log: &LogId) -> rusqlite::Result<LogRow> {
+        if let Some(row) = self.logs.get(log) {
+            return Ok(*row);
+        }
+        self.connection.execute("INSERT INTO logs (name) VALUES (?1)", [log.as_str()])?;
+        let row = LogRow { id: self.connection.last_insert_rowid(), seq: 0 };
+        self.logs.insert(log.clone(), row);
+        Ok(row)
+    }
+
+    fn run_cached(&self, statement: &str) -> rusqlite::Result<()> {
+        self.connection.prepare_cached(statement)?.execute([]).map(|_| ())
+    }
+
+    /// Counts the books as of now. The reading takes as long as there is much to read, so it is
+    /// done in a thread of its own, on a snapshot that is taken before anything more is written.
+    fn count(&self, done: Done<StoredBooks>) {
+        if let Some(failure) = &self.failure {
+            return done(Err(Arc::clone(failure)));
+        }
+        let path = self.path.clone();
+        let failed = move |source| Arc::new(StoreError::Read { path: path.clone(), source });
+        let snapshot = schema::open_existing(&self.path).map_err(Arc::new);
+        let snapshot = snapshot.and_then(|connection| {
+            let begun = connection.execute_batch("BEGIN; SELECT count(*) FROM meta");
+            begun.map(|()| connection).map_err(&failed)
+        });
+        let snapshot = match snapshot {
+            Ok(connection) => connection,
+            Err(error) => return done(Err(error)),
+        };
+        let count = move || done(count_books(&snapshot).map_err(&failed));
+        if self.counting.fetch_add(1, Ordering::Relaxed) >= limits::BOOKS_AT_ONCE_MAX {
+            count();
+            self.counting.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let counting = Arc::clone(&self.counting);
+        let counted = std::thread::Builder::new().name("store-books".into()).spawn(move || {
+            count();
+            counting.fetch_sub(1, Ordering::Relaxed);
+        });
+        if counted.is_err() {
+            self.counting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Counters are below 2^53 wherever they come from.
+fn sql_seq(seq: u64) -> i64 {
+    i64::try_from(seq).expect("a seq is below 2^53")
+}
