@@ -71,7 +71,7 @@ pub struct Serve {
     /// Give up an executor whose connection closed and that stays away for so long
     #[arg(long, value_name = "D", default_value = "1s", value_parser = args::span)]
     pub reconnect_grace: Span,
-    /// Keep jobs for so long after their end
+    /// Write this into each job as the time to keep it after its end; nothing is deleted yet
     #[arg(long, value_name = "D", default_value = "7d", value_parser = args::span)]
     pub retention: Span,
     /// Take no more jobs when so many wait
