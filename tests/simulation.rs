@@ -120,7 +120,8 @@ fn every_seed_keeps_every_rule() {
         return;
     }
     let seeds = number_from("UCP_SIM_SEEDS").unwrap_or(SEEDS_DEFAULT);
-    let (sum, next, begun) = (Mutex::new(Sum::default()), AtomicU64::new(1), Instant::now());
+    let first = number_from("UCP_SIM_FIRST").unwrap_or(1);
+    let (sum, next, begun) = (Mutex::new(Sum::default()), AtomicU64::new(first), Instant::now());
     let enough = AtomicBool::new(false);
     for seed in past_failures() {
         run_one(seed, &sum);
@@ -130,7 +131,7 @@ fn every_seed_keeps_every_rule() {
             scope.spawn(|| {
                 while !enough.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed > seeds {
+                    if seed >= first + seeds {
                         break;
                     }
                     run_one(seed, &sum);
