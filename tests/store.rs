@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 use ucp::cli::check;
@@ -20,6 +20,14 @@ use ucp::proto::time::{Monotonic, Now, WallTime};
 use ucp::runtime::continuity::{Start, prove};
 use ucp::runtime::rundir::lock_data;
 use ucp::runtime::store::{Durability, Reader, Store};
+
+/// One test at a time: a process that is just being started holds, for a moment, the locks that
+/// another thread has taken.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Where the child writes; set by its parent.
 const CHILD_DATA: &str = "UCP_TEST_STORE_DATA";
@@ -147,6 +155,7 @@ fn checked(data: &Path) -> (bool, Vec<Value>) {
 
 #[test]
 fn a25_a26_killed_at_any_moment_nothing_durable_is_lost_and_the_log_goes_on() {
+    let _alone = alone();
     let data = tempfile::tempdir().expect("a directory");
     let mut first_log = None;
     for round in 0..12 {
@@ -166,6 +175,7 @@ fn a25_a26_killed_at_any_moment_nothing_durable_is_lost_and_the_log_goes_on() {
 
 #[test]
 fn check_tells_each_fault_and_always_the_whole() {
+    let _alone = alone();
     let data = tempfile::tempdir().expect("a directory");
     let error = check::run(data.path(), &mut vec![]).expect_err("nothing is there");
     assert!(error.to_string().starts_with("there is no store "), "{error}");

@@ -115,3 +115,19 @@ fn a_silent_executor_is_given_up() {
     assert_eq!(executor.hear(), None, "the broker closes the session of a silent executor");
     assert!(Http(env.socket()).get("/v1/executors").lines().is_empty());
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_living_process_is_told_from_one_that_ended() {
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+    use ucp::runtime::session::peer::Peer;
+
+    let mut child =
+        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat");
+    let peer = Peer::watch(i32::try_from(child.id()).ok());
+    assert!(!peer.is_gone_within(Duration::ZERO).await);
+    child.kill().expect("it lives");
+    assert!(peer.is_gone_within(Duration::from_secs(20)).await);
+    let _ = child.wait();
+    assert!(!Peer::watch(None).is_gone_within(Duration::ZERO).await);
+}

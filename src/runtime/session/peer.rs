@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of processes on other hosts or in other process namespaces. The socket of a
 //! killed process closes a moment before its pidfd tells, so the question takes a short wait.
+//! Tested in tests/broker/sessions.rs: a process has to end for it.
 //! Source: pidfd_open(2), unix(7) under SO_PEERCRED.
 
 use std::io;
@@ -64,23 +65,4 @@ fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::process::{Command, Stdio};
-
-    use super::*;
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_living_process_is_told_from_one_that_ended() {
-        let mut child =
-            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat");
-        let peer = Peer::watch(i32::try_from(child.id()).ok());
-        assert!(!peer.is_gone_within(Duration::ZERO).await);
-        child.kill().expect("it lives");
-        assert!(peer.is_gone_within(Duration::from_secs(20)).await);
-        let _ = child.wait();
-        assert!(!Peer::watch(None).is_gone_within(Duration::ZERO).await);
-    }
 }
