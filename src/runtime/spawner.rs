@@ -81,8 +81,14 @@ pub fn fork() -> Result<Spawner, SpawnerError> {
     }
     let (ours, theirs) = UnixStream::pair().map_err(failed("make a pair of sockets"))?;
     let parent = nix::unistd::getpid();
+    // The child begins with every signal blocked: one that comes before it has made itself deaf
+    // to them would end it.
+    let before = sys::block_signals().map_err(failed("block the signals"))?;
     // SAFETY: this process has one thread, so the child may do whatever the parent may.
     let forked = unsafe { nix::unistd::fork() };
+    if !matches!(forked, Ok(ForkResult::Child)) {
+        sys::restore_signals(&before).map_err(failed("let signals through again"))?;
+    }
     match forked.map_err(io::Error::from).map_err(failed("fork the spawner"))? {
         ForkResult::Parent { child } => {
             drop(theirs);

@@ -102,6 +102,19 @@ pub(super) fn close_others(keep: RawFd) {
     }
 }
 
+/// Blocks every signal, and tells which were blocked before.
+pub(super) fn block_signals() -> io::Result<SigSet> {
+    let mut before = SigSet::empty();
+    let all = SigSet::all();
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
+    Ok(before)
+}
+
+/// Blocks just these signals.
+pub(super) fn restore_signals(blocked: &SigSet) -> io::Result<()> {
+    Ok(nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(blocked), None)?)
+}
+
 /// Blocks all signals, so that none ends the spawner, and sets all to their defaults, so that
 /// jobs inherit no ignored one. A program that is started begins with an empty mask.
 pub(super) fn quiet_signals() -> io::Result<()> {
