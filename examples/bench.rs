@@ -69,9 +69,13 @@ fn cpu_of(pid: u32) -> Outcome<f64> {
     Ok((fields[11].parse::<u64>()? + fields[12].parse::<u64>()?) as f64 * TICK_US)
 }
 
-/// The child of the executor: its spawner.
+/// The child of the executor's child, the guard: its spawner.
 fn spawner_of(executor: u32) -> Outcome<u32> {
-    for task in std::fs::read_dir(format!("/proc/{executor}/task"))? {
+    child_of(child_of(executor)?)
+}
+
+fn child_of(pid: u32) -> Outcome<u32> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let children = std::fs::read_to_string(task?.path().join("children"))?;
         if let Some(child) = children.split_whitespace().next() {
             return Ok(child.parse()?);

@@ -114,10 +114,11 @@ start_broker() {
     [ "$awaited" = unready ] || wait_until 20 "the broker" is_ready "$broker" "$dir/broker.out"
 }
 
-# start_executor NAME SLOTS: sets $executor to its pid, once it is registered.
+# start_executor NAME SLOTS: sets $executor to its pid, once it is registered. Its jobs may write
+# their side files into $dir.
 start_executor() {
     : >"$dir/$1.out"
-    "$bin/ucp-exec" serve --name "$1" --slots "$2" --data "$dir/$1" \
+    "$bin/ucp-exec" serve --name "$1" --slots "$2" --data "$dir/$1" --allow-write "$dir" \
         >"$dir/$1.out" 2>>"$dir/$1.err" 3>&- </dev/null &
     executor=$!
     pids="$pids $executor"

@@ -5,6 +5,14 @@
 
 mod common;
 
+#[path = "broker/blobs.rs"]
+mod blobs;
+#[path = "broker/disk.rs"]
+mod disk;
+#[path = "broker/fuzz.rs"]
+mod fuzz;
+#[path = "broker/hostile.rs"]
+mod hostile;
 #[path = "broker/http.rs"]
 mod http;
 #[path = "broker/lives.rs"]

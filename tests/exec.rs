@@ -5,12 +5,22 @@ mod common;
 
 #[path = "exec/ending.rs"]
 mod ending;
+#[path = "exec/files.rs"]
+mod files;
+#[path = "exec/garbage.rs"]
+mod garbage;
+#[path = "exec/isolation.rs"]
+mod isolation;
 #[path = "exec/output.rs"]
 mod output;
 #[path = "exec/processes.rs"]
 mod processes;
+#[path = "exec/run.rs"]
+mod run;
 #[path = "exec/start.rs"]
 mod start;
+#[path = "exec/wasm.rs"]
+mod wasm;
 
 use std::path::PathBuf;
 
@@ -81,11 +91,19 @@ fn release(env: &TestEnv) {
     std::fs::write(env.path("go"), "").expect("room");
 }
 
+/// The guard of an executor.
+fn guard_of(executor: &Daemon) -> i32 {
+    only_child(i32::try_from(executor.pid()).expect("a process id"))
+}
+
 /// The spawner of an executor.
 fn spawner_of(executor: &Daemon) -> i32 {
-    let pid = executor.pid();
+    only_child(guard_of(executor))
+}
+
+fn only_child(pid: i32) -> i32 {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let children = children.expect("the executor lives");
+    let children = children.expect("it lives");
     let child = children.split_whitespace().next().expect("a child");
     child.parse().expect("a process id")
 }

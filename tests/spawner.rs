@@ -7,56 +7,143 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ucp::runtime::spawner::{self, Ending, Link, Program, Started};
+use ucp::proto::isolation::{Isolation, Mechanism};
+use ucp::proto::text::Text;
+use ucp::runtime::isolation::{Level, Plan};
+use ucp::runtime::spawner::{self, Ending, Link, Program, Room, Started, Step};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-type Check = for<'a> fn(&'a Link) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
-
-fn main() {
-    let forked = spawner::fork().expect("the only thread");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(async {
-        let link = forked.connect().expect("a socket");
-        if std::env::args().any(|argument| argument == "--rate") {
-            return rate(&link).await;
-        }
-        let checks: [(&str, Check); 8] = [
-            ("output and exit status", |link| Box::pin(output(link))),
-            ("what cannot be started", |link| Box::pin(failures(link))),
-            ("a clean start", |link| Box::pin(clean_start(link))),
-            ("signals", |link| Box::pin(signals(link))),
-            ("an argument list larger than the socket", |link| Box::pin(large(link))),
-            ("a daemon left behind", |link| Box::pin(daemon(link))),
-            ("a nameless daemon left behind", |link| Box::pin(nameless(link))),
-            ("many at a time, and SIGTERM to the spawner", |link| Box::pin(many(link))),
-        ];
-        for (name, check) in checks {
-            println!("spawner: {name}");
-            check(&link).await;
-        }
-        println!("{} passed, 0 failed", checks.len());
-    });
+/// Two spawners, one that keeps jobs apart and one that does not, and a place.
+struct Bench {
+    bare: Link,
+    full: Link,
+    isolation: Isolation,
+    place: tempfile::TempDir,
 }
 
-fn start(link: &Link, argv: &[&str], env: &[(&str, &str)]) -> (Started, File) {
+type Check = for<'a> fn(&'a Bench) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+fn main() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    for name in ["0", "1", "2", "3", "allowed"] {
+        std::fs::create_dir(place.path().join(name)).expect("room");
+    }
+    let allowed = vec![place.path().join("allowed")];
+    let name = format!("spawner-test-{}", std::process::id());
+    let plan = Plan::make(Level::Full, allowed, Some(&name));
+    let bare = spawner::fork(&Plan::none()).expect("the only thread");
+    let full = spawner::fork(&plan).expect("the only thread");
+    let isolation = plan.isolation().clone();
+    println!("spawner: {isolation}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let (bare, full) = (bare.connect().expect("a socket"), full.connect().expect("a socket"));
+        let bench = Bench { bare, full, isolation, place };
+        if std::env::args().any(|argument| argument == "--rate") {
+            return rate(&bench).await;
+        }
+        check_all(&bench).await;
+    });
+    if let Some(cgroup) = plan.cgroup() {
+        let begin = Instant::now();
+        while cgroup.exists() {
+            assert!(begin.elapsed() < PATIENCE, "{} is removed", cgroup.display());
+            std::thread::yield_now();
+        }
+    }
+}
+
+async fn check_all(bench: &Bench) {
+    let checks: [(&str, Check); 17] = [
+        ("output and exit status", |bench| Box::pin(output(&bench.bare))),
+        ("what cannot be started", |bench| Box::pin(failures(&bench.bare))),
+        ("a clean start", |bench| Box::pin(clean_start(bench))),
+        ("signals", |bench| Box::pin(signals(&bench.bare))),
+        ("an argument list larger than the socket", |bench| Box::pin(large(&bench.bare))),
+        ("an environment of 1 MB", |bench| Box::pin(large_environment(bench))),
+        ("a daemon left behind", |bench| Box::pin(daemon(&bench.bare))),
+        ("a nameless daemon left behind", |bench| Box::pin(nameless(&bench.bare))),
+        ("many at a time, and SIGTERM to the spawner", |bench| Box::pin(many(&bench.bare))),
+        ("writes in its room, and nowhere else", |bench| Box::pin(writes(bench))),
+        ("a room that was made again", |bench| Box::pin(room_again(bench))),
+        ("a program with another owner's rights", |bench| Box::pin(setuid(bench))),
+        ("a signal to the spawner from a job", |bench| Box::pin(parricide(bench))),
+        ("a nameless daemon in a cgroup", |bench| Box::pin(nameless_in_cgroup(bench))),
+        ("a polite signal to all of a job", |bench| Box::pin(terminate_all(bench))),
+        ("memory is bounded", |bench| Box::pin(memory(bench))),
+        ("a fork bomb is bounded", |bench| Box::pin(fork_bomb(bench))),
+    ];
+    for (name, check) in checks {
+        println!("spawner: {name}");
+        check(bench).await;
+    }
+    println!("{} passed, 0 failed", checks.len());
+}
+
+fn skipped(what: &str) {
+    writeln!(std::io::stderr(), "spawner: SKIPPED, not in force on this machine: {what}")
+        .expect("stderr");
+}
+
+impl Bench {
+    fn room(&self, number: u32) -> PathBuf {
+        self.place.path().join(number.to_string())
+    }
+
+    fn start(&self, number: u32, argv: &[&str], memory: Option<u64>) -> (Started, File) {
+        let directory = self.room(number);
+        let room = Room { number, directory: &directory };
+        start_in(&self.full, argv, &[], Some(room), memory)
+    }
+
+    /// Runs a shell script in a room.
+    async fn script(&self, number: u32, script: &str) -> (Ending, String) {
+        let (started, reader) = self.start(number, &["sh", "-c", script], None);
+        (ended(started).await, rest(reader))
+    }
+
+    fn enforces(&self, mechanism: Mechanism) -> bool {
+        self.isolation.enforces(mechanism)
+    }
+}
+
+fn start(link: &Link, argv: &[&str], env: &[(&str, &[u8])]) -> (Started, File) {
+    start_in(link, argv, env, None, None)
+}
+
+fn start_in(
+    link: &Link,
+    argv: &[&str],
+    env: &[(&str, &[u8])],
+    room: Option<Room<'_>>,
+    memory: Option<u64>,
+) -> (Started, File) {
     let (reader, writer) = std::io::pipe().expect("a pipe");
-    let argv: Vec<String> = argv.iter().map(|text| (*text).to_owned()).collect();
+    let argv: Vec<Text> = argv.iter().map(|text| (*text).into()).collect();
     let attempt = format!("test-{}.1", reader_number(&reader));
-    let program = Program { argv: &argv, env, cwd: Path::new("/"), attempt: &attempt };
+    let cwd = room.map_or(Path::new("/"), |room| room.directory);
+    let program = Program { argv: &argv, env, cwd, attempt: &attempt, room, memory };
     let stdout = OwnedFd::from(writer);
     let stderr = stdout.try_clone().expect("a descriptor");
     (link.spawn(&program, stdout, stderr, None), File::from(OwnedFd::from(reader)))
+}
+
+fn rest(mut reader: File) -> String {
+    let mut text = String::new();
+    reader.read_to_string(&mut text).expect("the end of the pipe, as nothing holds it");
+    text
 }
 
 fn reader_number(reader: &std::io::PipeReader) -> i32 {
@@ -72,21 +159,18 @@ async fn ended(started: Started) -> Ending {
 fn status(ending: Ending) -> ExitStatus {
     match ending {
         Ending::Exited { status, .. } => ExitStatus::from_raw(status),
-        Ending::Failed { errno } => panic!("not started: errno {errno}"),
+        Ending::Failed { step, errno } => panic!("not started: {step:?}, errno {errno}"),
     }
 }
 
-async fn run(link: &Link, argv: &[&str], env: &[(&str, &str)]) -> (Ending, String) {
-    let (started, mut reader) = start(link, argv, env);
-    let ending = ended(started).await;
-    let mut text = String::new();
-    reader.read_to_string(&mut text).expect("the end of the pipe, as nothing holds it");
-    (ending, text)
+async fn run(link: &Link, argv: &[&str], env: &[(&str, &[u8])]) -> (Ending, String) {
+    let (started, reader) = start(link, argv, env);
+    (ended(started).await, rest(reader))
 }
 
 async fn output(link: &Link) {
     let (ending, text) =
-        run(link, &["sh", "-c", "echo $A; echo err >&2; exit 7"], &[("A", "b")]).await;
+        run(link, &["sh", "-c", "echo $A; echo err >&2; exit 7"], &[("A", b"b")]).await;
     assert_eq!(status(ending).code(), Some(7));
     assert_eq!(text, "b\nerr\n");
     let Ending::Exited { memory_max, strays, .. } = ending else { unreachable!("checked above") };
@@ -103,10 +187,18 @@ async fn failures(link: &Link) {
         (["/etc/passwd"], nix::libc::EACCES),
         (["/etc"], nix::libc::EACCES),
     ] {
-        assert_eq!(run(link, &argv, &[]).await.0, Ending::Failed { errno }, "{argv:?}");
+        assert_eq!(
+            run(link, &argv, &[]).await.0,
+            Ending::Failed { step: Step::Program, errno },
+            "{argv:?}"
+        );
     }
-    let (ending, _) = run(link, &["echo"], &[("PATH", "/no/such/directory")]).await;
-    assert_eq!(ending, Ending::Failed { errno: nix::libc::ENOENT }, "the job's own PATH counts");
+    let (ending, _) = run(link, &["echo"], &[("PATH", b"/no/such/directory")]).await;
+    assert_eq!(
+        ending,
+        Ending::Failed { step: Step::Program, errno: nix::libc::ENOENT },
+        "the job's own PATH counts"
+    );
 }
 
 async fn signals(link: &Link) {
@@ -123,26 +215,44 @@ async fn signals(link: &Link) {
     assert_eq!(status(ended(started).await).signal(), Some(15));
 }
 
-async fn clean_start(link: &Link) {
-    // No shell here: one blocks signals for moments while it waits.
-    let look = ["grep", "-E", "Sig(Blk|Ign)|NoNewPrivs", "/proc/self/status"];
-    let (ending, text) = run(link, &look, &[]).await;
+async fn clean_start(bench: &Bench) {
+    for (link, gains) in [(&bench.bare, "NoNewPrivs:\t0"), (&bench.full, "NoNewPrivs:\t1")] {
+        // No shell here: one blocks signals for moments while it waits.
+        let look = ["grep", "-E", "Sig(Blk|Ign)|NoNewPrivs", "/proc/self/status"];
+        let (ending, text) = run(link, &look, &[]).await;
+        assert!(status(ending).success(), "{text}");
+        // 32 and 33 belong to the C library, which lets nobody change them.
+        let ignored = text.lines().find_map(|line| line.strip_prefix("SigIgn:\t"));
+        let ignored = u64::from_str_radix(ignored.expect("a line"), 16).expect("hexadecimal");
+        assert_eq!(ignored & !(0b11 << 31), 0, "{text}");
+        for line in ["SigBlk:\t0000000000000000", gains] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+        let (_, text) =
+            run(link, &["sh", "-c", "ls /proc/self/fd; env"], &[("UCP_JOB_ID", b"x")]).await;
+        let descriptors = text.lines().filter(|line| line.parse::<u32>().is_ok()).count();
+        assert_eq!(descriptors, 4, "0, 1, 2 and the one that ls reads: {text}");
+        for line in text.lines().filter(|line| line.contains('=')) {
+            let name = line.split('=').next().expect("a name");
+            let known = ["PATH", "HOME", "LANG", "TMPDIR", "USER", "PWD", "OLDPWD", "_", "SHLVL"];
+            assert!(known.contains(&name) || name.starts_with("UCP_JOB_"), "{line}");
+        }
+    }
+    let own = File::open("/dev/null").expect("a descriptor that the spawner does not have");
+    let (_, text) = bench.script(0, "ls /proc/self/fd | wc -l; ulimit -c; ulimit -n").await;
+    drop(own);
+    let lines: Vec<&str> = text.split_whitespace().collect();
+    assert_eq!(lines[..2], ["4", "0"], "four descriptors, no core files: {text}");
+    assert!(lines[2].parse::<u64>().expect("a number") <= 65_536, "{text}");
+}
+
+async fn large_environment(bench: &Bench) {
+    let long = "x".repeat(131_000);
+    let names: Vec<String> = (0..9).map(|n| format!("LONG{n}")).collect();
+    let env: Vec<_> = names.iter().map(|name| (name.as_str(), long.as_bytes())).collect();
+    let (ending, text) = run(&bench.full, &["sh", "-c", "env | wc -c"], &env).await;
     assert!(status(ending).success(), "{text}");
-    // 32 and 33 belong to the C library, which lets nobody change them.
-    let ignored = text.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).expect("a line");
-    let ignored = u64::from_str_radix(ignored, 16).expect("hexadecimal");
-    assert_eq!(ignored & !(0b11 << 31), 0, "{text}");
-    for line in ["SigBlk:\t0000000000000000", "NoNewPrivs:\t1"] {
-        assert!(text.contains(line), "{line} in {text}");
-    }
-    let (_, text) = run(link, &["sh", "-c", "ls /proc/self/fd; env"], &[("UCP_JOB_ID", "x")]).await;
-    let descriptors = text.lines().filter(|line| line.parse::<u32>().is_ok()).count();
-    assert_eq!(descriptors, 4, "0, 1, 2 and the one that ls reads: {text}");
-    for line in text.lines().filter(|line| line.contains('=')) {
-        let name = line.split('=').next().expect("a name");
-        let known = ["PATH", "HOME", "LANG", "TMPDIR", "USER", "PWD", "OLDPWD", "_", "SHLVL"];
-        assert!(known.contains(&name) || name.starts_with("UCP_JOB_"), "{line}");
-    }
+    assert!(text.trim().parse::<usize>().expect("a number") > 1 << 20, "{text}");
 }
 
 async fn large(link: &Link) {
@@ -175,6 +285,127 @@ async fn nameless(link: &Link) {
     reader.read_to_string(&mut rest).expect("the end of the pipe, as nothing holds it");
 }
 
+async fn writes(bench: &Bench) {
+    let outside = bench.place.path().display();
+    let script = format!(
+        "echo own >own && mkdir deep && echo own >deep/own && rm -r deep && cat own; \
+         echo no >{outside}/outside; \
+         echo may >{outside}/allowed/file && cat {outside}/allowed/file; \
+         echo dropped >/dev/null; echo err >/dev/stderr; cat </etc/passwd >/dev/null && echo read"
+    );
+    let (ending, text) = bench.script(1, &script).await;
+    assert!(status(ending).success(), "{text}");
+    for line in ["own", "may", "err", "read"] {
+        assert!(text.lines().any(|said| said == line), "{line} in {text}");
+    }
+    let reached = bench.place.path().join("outside").exists();
+    if bench.enforces(Mechanism::LandlockFiles) {
+        assert!(!reached && text.contains("ermission denied"), "{text}");
+    } else {
+        skipped("Landlock for files");
+        assert!(reached, "nothing else kept it from that: {text}");
+    }
+}
+
+async fn room_again(bench: &Bench) {
+    for _ in 0..2 {
+        std::fs::remove_dir_all(bench.room(3)).expect("it is there");
+        std::fs::create_dir(bench.room(3)).expect("room");
+        let (ending, text) = bench.script(3, "echo own >own").await;
+        assert!(status(ending).success(), "{text}");
+    }
+    let lost = Room { number: 3, directory: Path::new("/no/such/directory") };
+    let (started, _reader) = start_in(&bench.full, &["true"], &[], Some(lost), None);
+    assert!(matches!(ended(started).await, Ending::Failed { errno: nix::libc::ENOENT, .. }));
+}
+
+async fn setuid(bench: &Bench) {
+    let program = bench.place.path().join("id");
+    let source = if Path::new("/usr/bin/id").exists() { "/usr/bin/id" } else { "/bin/id" };
+    std::fs::copy(source, &program).expect("a program");
+    let nobody = Some(nix::unistd::Uid::from_raw(65_534));
+    let given = nix::unistd::chown(&program, nobody, None);
+    let mode = std::fs::Permissions::from_mode(0o4755);
+    std::fs::set_permissions(&program, mode).expect("it is ours, or we are root");
+    let name = program.to_str().expect("a path of ours is text");
+    // The same without protection shows that the file would change the user.
+    let (_, plain) = run(&bench.bare, &[name, "-u"], &[]).await;
+    if given.is_err() || plain.trim() != "65534" {
+        return skipped("a file of another user with the set-user-id bit cannot be made here");
+    }
+    let (started, reader) = bench.start(1, &[name, "-u"], None);
+    assert!(status(ended(started).await).success());
+    assert_eq!(rest(reader).trim(), nix::unistd::getuid().to_string());
+}
+
+async fn parricide(bench: &Bench) {
+    let (ending, text) = bench.script(1, "kill -9 $PPID 2>&1 && echo killed; exit 3").await;
+    if bench.enforces(Mechanism::LandlockSignals) {
+        assert_eq!(status(ending).code(), Some(3));
+        assert!(text.contains("not permitted") && !text.contains("killed"), "{text}");
+    } else {
+        skipped("Landlock for signals");
+    }
+    kill(bench.full.pid(), None).expect("a living spawner");
+}
+
+async fn nameless_in_cgroup(bench: &Bench) {
+    if !bench.enforces(Mechanism::CgroupKill) {
+        return skipped("cgroup.kill");
+    }
+    let (other, _other_reader) = bench.start(2, &["sleep", "1000"], None);
+    let script = "env -i setsid setsid sh -c 'echo up; sleep 1000 & sleep 1000' & \
+                  until [ -e go ]; do sleep 0.01; done; exit 4";
+    let (started, mut reader) = bench.start(1, &["sh", "-c", script], None);
+    let mut up = [0; 3];
+    reader.read_exact(&mut up).expect("a line");
+    std::fs::write(bench.room(1).join("go"), "").expect("room");
+    let ending = ended(started).await;
+    assert_eq!(status(ending).code(), Some(4));
+    let Ending::Exited { strays, .. } = ending else { unreachable!("checked above") };
+    assert!(strays >= 2, "{strays}");
+    // The other job lives, and yet the end of the pipe comes.
+    assert_eq!(rest(reader), "");
+    bench.full.kill(other.job, nix::libc::SIGTERM);
+    assert_eq!(status(ended(other).await).signal(), Some(15));
+}
+
+async fn terminate_all(bench: &Bench) {
+    if !bench.enforces(Mechanism::CgroupKill) {
+        return skipped("cgroup.kill");
+    }
+    // The daemon is in a group and a session of its own, and ends in good order.
+    let script = "setsid sh -c 'trap \"echo bye; exit\" TERM; echo up; \
+                  while :; do sleep 0.01; done' & trap : TERM; wait; wait";
+    let (started, mut reader) = bench.start(1, &["sh", "-c", script], None);
+    let mut up = [0; 3];
+    reader.read_exact(&mut up).expect("a line");
+    bench.full.kill(started.job, nix::libc::SIGTERM);
+    ended(started).await;
+    assert_eq!(rest(reader), "bye\n");
+}
+
+async fn memory(bench: &Bench) {
+    const MEMORY: u64 = 64 << 20;
+    let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"];
+    let (started, reader) = bench.start(1, &greedy, Some(MEMORY));
+    let ending = ended(started).await;
+    let Ending::Exited { out_of_memory, .. } = ending else { panic!("{ending:?}") };
+    assert!(!status(ending).success(), "{}", rest(reader));
+    assert_eq!(out_of_memory, bench.enforces(Mechanism::CgroupMemory));
+    let (started, reader) = bench.start(1, &greedy, None);
+    assert!(status(ended(started).await).success(), "{}", rest(reader));
+}
+
+async fn fork_bomb(bench: &Bench) {
+    if !bench.enforces(Mechanism::CgroupProcesses) {
+        return skipped("the pids controller of cgroups");
+    }
+    let script = "n=0; while [ $n -lt 20000 ]; do sleep 1000 & n=$((n+1)); done; exit 0";
+    let (ending, _) = bench.script(1, script).await;
+    assert!(!status(ending).success(), "20,000 processes are too many");
+}
+
 async fn many(link: &Link) {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
         kill(link.pid(), signal).expect("a living spawner");
@@ -190,9 +421,9 @@ async fn many(link: &Link) {
 }
 
 /// Compares the spawner with a bare loop of posix_spawn and wait, in one run.
-async fn rate(link: &Link) {
+async fn rate(bench: &Bench) {
     const COUNT: u32 = 3_000;
-    for round in 1..=2 {
+    for round in 1..=3 {
         let begin = Instant::now();
         for _ in 0..COUNT {
             let mut command = Command::new("/bin/true");
@@ -201,45 +432,30 @@ async fn rate(link: &Link) {
         }
         let bare = f64::from(COUNT) / begin.elapsed().as_secs_f64();
         println!("round {round}: bare posix_spawn and wait {bare:.0}/s");
-        for width in [1, 2, 4] {
-            let begin = Instant::now();
-            let cpu = cpu_ms(Pid::this()) + cpu_ms(link.pid());
-            let one = async {
-                for _ in 0..COUNT / width {
-                    let (started, _reader) = start(link, &["true"], &[]);
-                    assert!(status(ended(started).await).success());
-                }
-            };
-            match width {
-                1 => one.await,
-                2 => drop(tokio::join!(one, async {
+        for (name, link) in [("none", &bench.bare), ("full", &bench.full)] {
+            for width in [1, 2] {
+                let begin = Instant::now();
+                let cpu = cpu_ms(Pid::this()) + cpu_ms(link.pid());
+                let many = |first: u32| async move {
                     for _ in 0..COUNT / width {
-                        let (started, _reader) = start(link, &["true"], &[]);
+                        let directory = bench.room(first);
+                        let room = Room { number: first, directory: &directory };
+                        let (started, _reader) = start_in(link, &["true"], &[], Some(room), None);
                         assert!(status(ended(started).await).success());
                     }
-                })),
-                _ => {
-                    drop(one);
-                    let mut tasks = tokio::task::JoinSet::new();
-                    for _ in 0..width {
-                        let link = link.clone();
-                        tasks.spawn(async move {
-                            for _ in 0..COUNT / width {
-                                let (started, _reader) = start(&link, &["true"], &[]);
-                                assert!(status(ended(started).await).success());
-                            }
-                        });
-                    }
-                    tasks.join_all().await;
+                };
+                match width {
+                    1 => many(0).await,
+                    _ => drop(tokio::join!(many(0), many(1))),
                 }
+                let rate = f64::from(COUNT) / begin.elapsed().as_secs_f64();
+                let used = cpu_ms(Pid::this()) + cpu_ms(link.pid()) - cpu;
+                let each = used * 1000.0 / f64::from(COUNT);
+                let ratio = rate / bare;
+                println!(
+                    "  {name}, {width} at a time: {rate:.0}/s, {ratio:.2} of it, {each:.0} µs"
+                );
             }
-            let rate = f64::from(COUNT) / begin.elapsed().as_secs_f64();
-            let used = cpu_ms(Pid::this()) + cpu_ms(link.pid()) - cpu;
-            let each = used * 1000.0 / f64::from(COUNT);
-            let ratio = rate / bare;
-            println!(
-                "  spawner, {width} at a time: {rate:.0}/s, {ratio:.2} of it, CPU {each:.0} µs each"
-            );
         }
     }
 }

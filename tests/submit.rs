@@ -2,8 +2,18 @@
 
 mod common;
 
+#[allow(dead_code)] // the tests of the broker use the rest of it
+#[path = "broker/peer.rs"]
+mod peer;
+
 #[path = "cli/exit_status.rs"]
 mod exit_status;
+#[path = "cli/files.rs"]
+mod files;
+#[path = "cli/pipes.rs"]
+mod pipes;
+#[path = "cli/status.rs"]
+mod status;
 #[path = "cli/submit.rs"]
 mod submit;
 #[path = "cli/submit_ask.rs"]
@@ -12,3 +22,5 @@ mod submit_ask;
 mod submit_each;
 #[path = "cli/submit_silent.rs"]
 mod submit_silent;
+#[path = "cli/wasm.rs"]
+mod wasm;

@@ -166,7 +166,8 @@ impl From<&Problem> for Exit {
             (401 | 403, _) => Self::Denied,
             (404, _) => Self::Absent,
             (426 | 505 | 501 | 405, _) => Self::Protocol,
-            (429 | 503 | 504, _) => Self::Later,
+            // A full disk of the broker passes when somebody makes room.
+            (408 | 429 | 503 | 504 | 507, _) => Self::Later,
             (400..=499, _) => Self::Data,
             _ => Self::Bug,
         }
@@ -218,6 +219,7 @@ impl From<&BlobError> for Exit {
     fn from(error: &BlobError) -> Self {
         match error {
             BlobError::Digest { .. } | BlobError::Long => Self::Data,
+            BlobError::Offset { .. } | BlobError::TakenOver => Self::Later,
             BlobError::Disk { .. } | BlobError::Source(_) => Self::Io,
         }
     }

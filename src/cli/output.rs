@@ -1,4 +1,5 @@
-//! Standard output: data only, one JSON value a line, each line handed over at once.
+//! Standard output, and the descriptor of `--status-fd`: data only, one JSON value a line, each
+//! line handed over at once.
 //!
 //! The only file that writes to stdout. Nothing about content changes because stdout is a
 //! terminal. A closed pipe is no error but the wish to stop ([`OutputError::Closed`]): the command
@@ -6,7 +7,7 @@
 //! connections are still attended to, as nothing is written that would block for long.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -66,15 +67,23 @@ pub async fn bytes(bytes: &[u8]) -> Result<(), OutputError> {
     write_slowly(io::stdout().as_fd(), bytes).await.map_err(|e| OutputError::of("stdout", e))
 }
 
-/// Lines on their way to stdout, for a program that has other things to do while its reader is
-/// slow.
+/// Lines on their way to stdout or another descriptor, for a program that has other things to do
+/// while its reader is slow.
 #[derive(Debug, Default)]
 pub struct Outgoing {
     held: Vec<u8>,
     start: usize,
+    /// Stdout where absent.
+    to: Option<OwnedFd>,
 }
 
 impl Outgoing {
+    /// Lines for another descriptor than stdout.
+    #[must_use]
+    pub fn to(descriptor: OwnedFd) -> Self {
+        Self { held: vec![], start: 0, to: Some(descriptor) }
+    }
+
     /// Takes a line.
     pub fn push(&mut self, line: &str) {
         self.held.extend_from_slice(line.as_bytes());
@@ -101,8 +110,12 @@ impl Outgoing {
         while !self.is_empty() {
             let end = self.held.len().min(self.start + PIPE_PIECE_BYTES);
             let piece = &self.held[self.start..end];
-            let written = write_piece(io::stdout().as_fd(), piece).await;
-            self.start += written.map_err(|error| OutputError::of("stdout", error))?;
+            let written = match &self.to {
+                None => write_piece(io::stdout().as_fd(), piece).await,
+                Some(descriptor) => write_piece(descriptor.as_fd(), piece).await,
+            };
+            let name = if self.to.is_some() { "the descriptor of --status-fd" } else { "stdout" };
+            self.start += written.map_err(|error| OutputError::of(name, error))?;
         }
         self.held.clear();
         self.start = 0;

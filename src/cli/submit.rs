@@ -5,15 +5,21 @@
 //! for a job and its output. Everything runs on one thread, as starting must cost little.
 
 mod each;
+mod fetch;
+mod files;
 mod flags;
+mod follow;
 mod interrupt;
 mod line;
 mod link;
+mod needs;
 mod outcome;
 mod query;
 mod run;
+mod status;
 mod stdin;
 mod table;
+mod upload;
 mod wait;
 
 use std::process::ExitCode;
@@ -24,6 +30,7 @@ use crate::cli::report::{Failure, Reporter};
 
 use self::flags::{Cli, Command, Mode};
 use self::link::Link;
+use self::status::Status;
 
 const PROGRAM: &str = "ucp-submit";
 
@@ -39,25 +46,32 @@ fn end() -> Exit {
         Err(exit) => return exit,
     };
     let reporter = Reporter::begin(PROGRAM, &cli.common, cli.json);
-    let checked = cli.mode(&matches);
+    // Before anything of ours is opened, which could have the descriptor's number.
+    let status = Status::open(cli.job.status_fd);
+    let checked = cli.mode(&matches).and_then(|mode| Ok((mode, status?)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::io("cannot start", &error));
-    let (mode, runtime) = match (checked, runtime) {
-        (Ok(mode), Ok(runtime)) => (mode, runtime),
+    let ((mode, status), runtime) = match (checked, runtime) {
+        (Ok(checked), Ok(runtime)) => (checked, runtime),
         (Err(failure), _) | (_, Err(failure)) => return reporter.failure(&failure),
     };
-    let ended = runtime.block_on(dispatch(&cli, mode, reporter));
+    let ended = runtime.block_on(dispatch(&cli, mode, status, reporter));
     // Name look-ups that still run must not hold up the end.
     runtime.shutdown_background();
     ended.unwrap_or_else(|failure| reporter.failure(&failure))
 }
 
-async fn dispatch(cli: &Cli, mode: Mode<'_>, reporter: Reporter) -> Result<Exit, Failure> {
+async fn dispatch(
+    cli: &Cli,
+    mode: Mode<'_>,
+    status: Status,
+    reporter: Reporter,
+) -> Result<Exit, Failure> {
     let mut link = Link::new(&cli.broker, reporter);
     match mode {
-        Mode::One(flags) if cli.json => run::report(flags, &mut link, reporter).await,
-        Mode::One(flags) => run::follow(flags, &mut link, reporter).await,
-        Mode::Many(flags) => each::filter(flags, &mut link, reporter).await,
+        Mode::One(flags) if cli.json => run::report(flags, &mut link, status, reporter).await,
+        Mode::One(flags) => run::follow(flags, &mut link, status, reporter).await,
+        Mode::Many(flags) => each::filter(flags, &mut link, status, reporter).await,
         Mode::Ask(command) => match command {
             Command::List(flags) => query::list(flags, cli, &mut link).await,
             Command::Show(flags) => query::show(flags, cli, &mut link).await,

@@ -18,6 +18,7 @@ mod results;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod why;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -263,8 +264,8 @@ impl Broker {
             Input::RequestClosed { request } => self.close_request(request),
             Input::SessionOpened { session, hello } => self.open_session(session, hello),
             Input::Message { session, message } => self.handle_message(session, message),
-            Input::SessionClosed { session, process_gone } => {
-                self.close_session(session, process_gone);
+            Input::SessionClosed { session, process_gone, tree_gone } => {
+                self.close_session(session, process_gone, tree_gone);
             }
         }
         self.settle();

@@ -9,6 +9,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::proto::isolation::Isolation;
+use crate::proto::unique;
 use crate::proto::units::Size;
 
 /// What a job needs of the executor that runs it.
@@ -54,6 +56,15 @@ impl Needs {
     }
 }
 
+/// By what a job is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A program of the executor's machine.
+    Native,
+    /// A WebAssembly module with WASI preview 1.
+    Wasm,
+}
+
 /// What an executor has as long as it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capability {
@@ -62,7 +73,7 @@ pub struct Capability {
     /// Memory for jobs.
     pub memory: Size,
     /// Labels with their values.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique::map")]
     pub labels: BTreeMap<String, String>,
     /// The processor's architecture, as `uname -m` says.
     #[serde(default)]
@@ -70,6 +81,12 @@ pub struct Capability {
     /// Whether it runs native commands.
     #[serde(default)]
     pub native: bool,
+    /// Whether it runs WASI modules.
+    #[serde(default)]
+    pub wasm: bool,
+    /// What keeps native jobs apart from each other and from the machine.
+    #[serde(default, skip_serializing_if = "Isolation::is_unknown")]
+    pub isolation: Isolation,
 }
 
 /// What an executor has at the moment.
@@ -118,6 +135,8 @@ pub enum Unmet {
     Label(String),
     /// It does not run native commands.
     Native,
+    /// It does not run WASI modules.
+    Wasm,
     /// Too little free disk at the moment.
     Disk(Size),
     /// Too little battery at the moment.
@@ -135,6 +154,7 @@ impl fmt::Display for Unmet {
             Self::Memory(has) => write!(f, "needs more memory than its {has}"),
             Self::Label(label) => write!(f, "needs label {label}"),
             Self::Native => write!(f, "runs no native commands"),
+            Self::Wasm => write!(f, "runs no WASI modules"),
             Self::Disk(has) => write!(f, "needs more disk than the {has} that are free"),
             Self::Battery(has) => write!(f, "needs more battery than its {has} %"),
             Self::CpuFree(has) => write!(f, "needs more free CPU than its {has} %"),
@@ -147,9 +167,11 @@ impl fmt::Display for Unmet {
 ///
 /// # Errors
 /// The first requirement that it can never meet as it is.
-pub fn capable(needs: &Needs, capability: &Capability) -> Result<(), Unmet> {
-    if !capability.native {
-        return Err(Unmet::Native);
+pub fn capable(kind: Kind, needs: &Needs, capability: &Capability) -> Result<(), Unmet> {
+    match kind {
+        Kind::Native if !capability.native => return Err(Unmet::Native),
+        Kind::Wasm if !capability.wasm => return Err(Unmet::Wasm),
+        Kind::Native | Kind::Wasm => {}
     }
     if needs.cores > capability.slots {
         return Err(Unmet::Cores(capability.slots));
@@ -172,12 +194,13 @@ pub fn capable(needs: &Needs, capability: &Capability) -> Result<(), Unmet> {
 /// # Errors
 /// The first requirement that it does not meet.
 pub fn fits(
+    kind: Kind,
     needs: &Needs,
     capability: &Capability,
     load: &Load,
     occupied: &Occupied,
 ) -> Result<(), Unmet> {
-    capable(needs, capability)?;
+    capable(kind, needs, capability)?;
     if needs.disk.is_some_and(|size| size > load.disk_free) {
         return Err(Unmet::Disk(load.disk_free));
     }

@@ -12,7 +12,7 @@ use crate::proto::job::{JobSpec, SpecError};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, ExecutorMessage, Hello};
 use crate::proto::view::{
-    AuditView, Ended, ExecutorView, JobRow, JobState, JobSummary, JobView, StatusView,
+    AuditView, Ended, ExecutorView, JobRow, JobState, JobSummary, JobView, StatusView, WhyView,
 };
 
 /// Something that happened outside.
@@ -50,6 +50,8 @@ pub enum Input {
         session: SessionId,
         /// Whether the executor's process is known to be dead (same host, by its pidfd).
         process_gone: bool,
+        /// Whether it is proven that no process of its jobs is left (by its cgroup).
+        tree_gone: bool,
     },
 }
 
@@ -112,6 +114,14 @@ pub enum Request {
     Executors,
     /// The books.
     Audit,
+}
+
+impl Request {
+    /// Whether the answer may be a fact that is written.
+    #[must_use]
+    pub const fn makes_facts(&self) -> bool {
+        matches!(self, Self::Submit { .. } | Self::Cancel { .. } | Self::Rerun { .. })
+    }
 }
 
 /// A job that a client hands in.
@@ -205,14 +215,7 @@ pub enum Reply {
     /// The answer to `Show`.
     Job(Box<JobView>),
     /// The answer to `Why`.
-    Why {
-        /// The job.
-        job: JobId,
-        /// Where it stands.
-        state: JobState,
-        /// What it waits for, or why it stands where it stands.
-        reasons: Vec<String>,
-    },
+    Why(Box<WhyView>),
     /// The answer to `List`.
     Jobs(Vec<JobSummary>),
     /// The answer to `Status`.
@@ -253,6 +256,9 @@ pub enum Refusal {
     /// So many jobs wait already. Trying again later helps.
     #[error("{0} jobs wait already, the broker takes no more")]
     QueueFull(u64),
+    /// No space on the broker's disk. Nothing was taken; trying again later helps.
+    #[error("the broker's disk is full; nothing was taken")]
+    DiskFull,
     /// The job has ended. Trying again cannot help.
     #[error("job {job} has ended: {}", state.word())]
     HasEnded {
@@ -291,6 +297,7 @@ impl Refusal {
             Self::KeyConflict { .. } => "key-conflict",
             Self::AfterUnknown(_) => "after-unknown",
             Self::QueueFull(_) => "queue-full",
+            Self::DiskFull => "disk-full",
             Self::HasEnded { .. } => "has-ended",
             Self::NotEnded { .. } => "not-ended",
             Self::TooMany { .. } => "too-many",
@@ -305,6 +312,9 @@ impl Refusal {
             Self::Ambiguous(_) => Some("give more digits of the id"),
             Self::KeyConflict { .. } => Some("use another key, or the spec that was first"),
             Self::IdTaken(_) => Some("leave the id out, or use another"),
+            Self::DiskFull => {
+                Some("make room where the broker keeps its data; it goes on by itself")
+            }
             Self::QueueFull(_) => Some("try again when jobs have ended, or raise --max-queued"),
             Self::NotEnded { .. } => Some("cancel it first, or wait for its end"),
             Self::HasEnded { .. } => Some("'ucp-submit rerun' begins it again"),
@@ -315,7 +325,7 @@ impl Refusal {
     /// Whether the same request may succeed later.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::QueueFull(_) | Self::AfterUnknown(_))
+        matches!(self, Self::QueueFull(_) | Self::DiskFull | Self::AfterUnknown(_))
     }
 }
 

@@ -38,6 +38,8 @@ pub struct ExecutorConfig {
     pub pid: u32,
     /// What it has.
     pub capability: Capability,
+    /// The directory of the cgroup that its jobs are in, where there is one.
+    pub cgroup: Option<String>,
     /// How often it sends heartbeats.
     pub heartbeat: Duration,
     /// Silence of the broker after which the session is given up.
@@ -59,6 +61,14 @@ pub enum ExecutorInput {
         attempt: AttemptId,
         /// What came of it.
         result: Box<JobResult>,
+    },
+    /// An attempt did not begin, as the machine lacks something at the moment: it is handed back,
+    /// for another executor or a later moment.
+    Unfit {
+        /// Which.
+        attempt: AttemptId,
+        /// What is lacking, in words.
+        reason: String,
     },
     /// What the machine has at the moment.
     Measured(Load),
@@ -82,7 +92,7 @@ pub enum Kill {
 pub enum ExecutorOutput {
     /// Send to the broker.
     Send(ExecutorMessage),
-    /// Run an attempt; answered by `Ended`, also when it cannot be started.
+    /// Run an attempt; answered by `Ended`, also when it cannot be started, or by `Unfit`.
     Run(Box<StartOrder>),
     /// End an attempt's processes; answered by `Ended` when they are gone.
     Kill {
@@ -190,6 +200,7 @@ impl Executor {
             }
             ExecutorInput::Message(message) => self.handle_message(now, message),
             ExecutorInput::Ended { attempt, result } => self.handle_ended(now, &attempt, *result),
+            ExecutorInput::Unfit { attempt, reason } => self.handle_unfit(attempt, &reason),
             ExecutorInput::Measured(load) => self.load = load,
             ExecutorInput::Drain => {
                 self.draining = true;
@@ -271,6 +282,7 @@ impl Executor {
             capability: self.config.capability.clone(),
             load: self.load,
             heartbeat: self.config.heartbeat.into(),
+            cgroup: self.config.cgroup.clone(),
             attempts: self.running.keys().chain(self.held.keys()).cloned().collect(),
         };
         self.send(ExecutorMessage::Hello(hello));
@@ -382,6 +394,18 @@ impl Executor {
             spool(&mut held, &mut self.outputs);
         }
         self.held.insert(attempt.clone(), held);
+    }
+
+    fn handle_unfit(&mut self, attempt: AttemptId, reason: &str) {
+        if self.running.remove(&attempt).is_none() {
+            return;
+        }
+        self.outputs
+            .push_back(ExecutorOutput::Notice(format!("{attempt} is handed back: {reason}")));
+        // In a later session the hello does not name it, which says the same.
+        if self.registered {
+            self.send(ExecutorMessage::Stopped { attempt });
+        }
     }
 
     fn spool_all(&mut self) {

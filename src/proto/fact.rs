@@ -128,6 +128,9 @@ pub struct Ending {
     pub executor: ExecutorId,
     /// Why, in words.
     pub reason: String,
+    /// What could not be proven of its processes, in words; absent where none is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unproven: Option<String>,
 }
 
 /// A result came in.

@@ -330,11 +330,20 @@ impl JobFacts {
                 fence: body.fence,
                 state,
                 reason,
+                unproven: self.unproven(fact),
                 clock: fact.clock.clone(),
                 deployed_at: fact.at.clone(),
             }
         };
         self.deployed().map(view).collect()
+    }
+
+    /// What could not be proven of a lost attempt's processes.
+    fn unproven(&self, deployed: &Fact) -> Option<String> {
+        self.facts.iter().find_map(|fact| match &fact.body {
+            Body::Lost(body) if body.attempt.0 == deployed.dot => body.unproven.clone(),
+            _ => None,
+        })
     }
 
     /// The job's row in the store's job table.

@@ -7,24 +7,47 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::proto::capability::Needs;
+use crate::proto::capability::{Kind, Needs};
+use crate::proto::content::{Content, Input, Module, check_path};
 use crate::proto::id::{Digest, JobId};
 use crate::proto::limits;
 use crate::proto::precedence::Precedence;
+use crate::proto::text::Text;
+use crate::proto::unique;
 use crate::proto::units::Span;
 
 /// A job as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobSpec {
-    /// Program and arguments; the program is looked up in the executor's PATH.
-    pub command: Vec<String>,
+    /// Program and arguments; the program is looked up in the executor's PATH. Either this or
+    /// `wasm` is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<Text>,
+    /// The WASI module that is run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wasm: Option<Module>,
+    /// The module's arguments, after its name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<Text>,
     /// Environment variables beside those that every job gets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub env: BTreeMap<String, String>,
+    #[serde(deserialize_with = "unique::map")]
+    pub env: BTreeMap<String, Text>,
     /// Standard input; `/dev/null` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stdin: Option<Stdin>,
+    pub stdin: Option<Content>,
+    /// Files that are in the job's directory when it starts, by path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "unique::map")]
+    pub inputs: BTreeMap<String, Input>,
+    /// What of the job's directory is kept with its result: paths of files and directories, and
+    /// patterns with `*`, `?`, `[…]` and `**`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<String>,
+    /// Directories that are in the job's directory when it starts, empty but for inputs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dirs: Vec<String>,
     /// What the executor must have.
     #[serde(default, skip_serializing_if = "Needs::is_default")]
     pub needs: Needs,
@@ -71,18 +94,6 @@ pub const INDEX_ENV: &str = "UCP_JOB_INDEX";
 /// The only names under `UCP_JOB_` that a submission may set; the executor sets the others.
 const ELEMENT_ENV: [&str; 2] = [ITEM_ENV, INDEX_ENV];
 
-/// Where a job's standard input comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub enum Stdin {
-    /// UTF-8 text.
-    Text(String),
-    /// Bytes in base64 (RFC 4648 section 4).
-    Base64(String),
-    /// A blob that a broker has.
-    Blob(Digest),
-}
-
 /// Why a spec is refused. Nothing changed; trying again cannot help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -112,10 +123,15 @@ pub enum SpecError {
 }
 
 /// The fields of a spec and of what it contains.
-const FIELDS: [&str; 21] = [
+const FIELDS: [&str; 28] = [
     "command",
+    "wasm",
+    "args",
     "env",
     "stdin",
+    "inputs",
+    "outputs",
+    "dirs",
     "needs",
     "precedence",
     "after",
@@ -133,6 +149,8 @@ const FIELDS: [&str; 21] = [
     "text",
     "base64",
     "blob",
+    "file",
+    "executable",
     "id",
 ];
 
@@ -160,10 +178,21 @@ impl JobSpec {
     /// A spec that runs a command with everything else at its default.
     #[must_use]
     pub fn command(command: Vec<String>) -> Self {
+        Self::argv(command.into_iter().map(Text::from).collect())
+    }
+
+    /// The same with arguments of any bytes.
+    #[must_use]
+    pub fn argv(command: Vec<Text>) -> Self {
         Self {
             command,
+            wasm: None,
+            args: vec![],
             env: BTreeMap::new(),
             stdin: None,
+            inputs: BTreeMap::new(),
+            outputs: vec![],
+            dirs: vec![],
             needs: Needs::default(),
             precedence: Precedence::default(),
             after: vec![],
@@ -173,6 +202,39 @@ impl JobSpec {
             key: None,
             name: None,
         }
+    }
+
+    /// A spec that runs a WASI module with everything else at its default.
+    #[must_use]
+    pub fn module(module: Module, args: Vec<Text>) -> Self {
+        Self { wasm: Some(module), args, ..Self::argv(vec![]) }
+    }
+
+    /// By what the job is run.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        if self.wasm.is_some() { Kind::Wasm } else { Kind::Native }
+    }
+
+    /// What is run, in one line, for people.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        let module = self
+            .wasm
+            .as_ref()
+            .map(|module| module.name.clone().unwrap_or_else(|| MODULE_NAME.to_owned()));
+        let words = self.command.iter().chain(&self.args).map(|word| word.lossy().into_owned());
+        module.into_iter().chain(words).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The blobs that an executor needs for the job.
+    pub fn blobs(&self) -> impl Iterator<Item = Digest> {
+        let module = self.wasm.iter().map(|module| &module.content);
+        let inputs = self.inputs.values().map(|input| &input.content);
+        module.chain(&self.stdin).chain(inputs).filter_map(|content| match content {
+            Content::Blob(digest) => Some(*digest),
+            Content::Text(_) | Content::Base64(_) | Content::File(_) => None,
+        })
     }
 
     /// Reads a spec and validates it.
@@ -202,24 +264,21 @@ impl JobSpec {
     /// # Errors
     /// The first field that is out of its bounds.
     pub fn validate(&self) -> Result<(), SpecError> {
+        self.validate_where(false)
+    }
+
+    /// Checks every bound of a spec that is run where it is read, so that it may name files.
+    ///
+    /// # Errors
+    /// The first field that is out of its bounds.
+    pub fn validate_local(&self) -> Result<(), SpecError> {
+        self.validate_where(true)
+    }
+
+    fn validate_where(&self, local: bool) -> Result<(), SpecError> {
+        self.validate_program(local)?;
+        self.validate_files(local)?;
         let wrong = |field, problem: String| Err(SpecError::Field { field, problem });
-        if self.command.first().is_none_or(String::is_empty) {
-            return wrong("command", "needs at least the program's name".into());
-        }
-        if self.command.len() > limits::COMMAND_ARGS_MAX {
-            return wrong("command", format!("has over {} arguments", limits::COMMAND_ARGS_MAX));
-        }
-        check_texts("command", self.command.iter())?;
-        check_texts("env", self.env.values())?;
-        check_texts("env", self.env.keys())?;
-        if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
-            return wrong("env", format!("{name:?} is no name of a variable"));
-        }
-        let reserved =
-            |name: &&String| name.starts_with("UCP_JOB_") && !ELEMENT_ENV.contains(&name.as_str());
-        if let Some(name) = self.env.keys().find(reserved) {
-            return wrong("env", format!("{name:?} is set by the executor; use another name"));
-        }
         if !(1..=limits::CORES_MAX).contains(&self.needs.cores) {
             return wrong("needs", format!("cores must be from 1 to {}", limits::CORES_MAX));
         }
@@ -247,43 +306,116 @@ impl JobSpec {
                 return wrong(field, format!("must have 1 to {} bytes", limits::TEXT_BYTES_MAX));
             }
         }
-        self.validate_stdin()
+        Ok(())
     }
 
-    fn validate_stdin(&self) -> Result<(), SpecError> {
-        use base64::Engine;
-        let max = limits::STDIN_INLINE_BYTES_MAX;
-        let bytes = match &self.stdin {
-            None | Some(Stdin::Blob(_)) => return Ok(()),
-            Some(Stdin::Text(text)) => Ok(text.len()),
-            Some(Stdin::Base64(text)) => {
-                base64::engine::general_purpose::STANDARD.decode(text).map(|bytes| bytes.len())
+    fn validate_program(&self, local: bool) -> Result<(), SpecError> {
+        let wrong = |field, problem: String| Err(SpecError::Field { field, problem });
+        let no_name = || self.command.first().is_none_or(|name| name.bytes().is_empty());
+        match &self.wasm {
+            Some(_) if !self.command.is_empty() => {
+                return wrong("wasm", "either `command` or `wasm` is given, not both".into());
             }
-        };
-        let problem = match bytes {
-            Err(error) => format!("is no base64: {error}"),
-            Ok(length) if length > max => format!("over {max} bytes: send it as a blob"),
-            Ok(_) => return Ok(()),
-        };
-        Err(SpecError::Field { field: "stdin", problem })
+            Some(module) => check_module(module, local)?,
+            None if no_name() => {
+                return wrong("command", "needs at least the program's name".into());
+            }
+            None if !self.args.is_empty() => {
+                return wrong("args", "goes with `wasm`; a command has its arguments".into());
+            }
+            None => {}
+        }
+        for (field, texts) in [("command", &self.command), ("args", &self.args)] {
+            if texts.len() > limits::COMMAND_ARGS_MAX {
+                return wrong(field, format!("has over {} arguments", limits::COMMAND_ARGS_MAX));
+            }
+            check_texts(field, texts.iter())?;
+        }
+        check_texts("env", self.env.values())?;
+        for name in self.env.keys() {
+            check_texts("env", std::iter::once(&Text::from(name.as_str())))?;
+            if name.is_empty() || name.contains('=') {
+                return wrong("env", format!("{name:?} is no name of a variable"));
+            }
+            if name.starts_with("UCP_JOB_") && !ELEMENT_ENV.contains(&name.as_str()) {
+                return wrong("env", format!("{name:?} is set by the executor; use another name"));
+            }
+        }
+        let not_utf8 = |text: &&Text| text.as_utf8().is_none();
+        if self.wasm.is_some() && self.args.iter().chain(self.env.values()).any(|t| not_utf8(&t)) {
+            return wrong("wasm", "WASI takes arguments and variables in UTF-8 only".into());
+        }
+        Ok(())
+    }
+
+    fn validate_files(&self, local: bool) -> Result<(), SpecError> {
+        let wrong = |field, problem: String| Err(SpecError::Field { field, problem });
+        if let Some(Err(problem)) = self.stdin.as_ref().map(|stdin| stdin.check(local)) {
+            return wrong("stdin", problem);
+        }
+        if self.inputs.len() > limits::INPUTS_MAX {
+            return wrong("inputs", format!("at most {} files", limits::INPUTS_MAX));
+        }
+        for (path, input) in &self.inputs {
+            let checked = check_path(path).and_then(|()| input.content.check(local));
+            if let Err(problem) = checked {
+                return wrong("inputs", format!("{path:?}: {problem}"));
+            }
+            let mut above = path.as_str();
+            while let Some((directory, _)) = above.rsplit_once('/') {
+                if self.inputs.contains_key(directory) {
+                    let problem = format!("{directory:?} cannot be both a file and a directory");
+                    return wrong("inputs", problem);
+                }
+                above = directory;
+            }
+        }
+        for (field, paths, max) in [
+            ("outputs", &self.outputs, limits::OUTPUTS_MAX),
+            ("dirs", &self.dirs, limits::INPUTS_MAX),
+        ] {
+            if paths.len() > max {
+                return wrong(field, format!("at most {max}"));
+            }
+            if let Some(problem) = paths.iter().find_map(|path| check_path(path).err()) {
+                return wrong(field, problem);
+            }
+        }
+        if let Some(path) = self.dirs.iter().find(|path| self.inputs.contains_key(*path)) {
+            return wrong("dirs", format!("{path:?} is an input as well"));
+        }
+        Ok(())
+    }
+}
+
+/// What a module that has no name sees as its own.
+pub const MODULE_NAME: &str = "module.wasm";
+
+fn check_module(module: &Module, local: bool) -> Result<(), SpecError> {
+    let wrong = |problem: String| SpecError::Field { field: "wasm", problem };
+    module.content.check(local).map_err(wrong)?;
+    let long = |name: &&String| name.is_empty() || name.len() > limits::TEXT_BYTES_MAX;
+    match module.name.as_ref().filter(|name| long(name) || name.contains('\0')) {
+        Some(_) => Err(wrong(format!("`name` must have 1 to {} bytes", limits::TEXT_BYTES_MAX))),
+        None => Ok(()),
     }
 }
 
 fn check_texts<'a>(
     field: &'static str,
-    mut texts: impl Iterator<Item = &'a String>,
+    texts: impl Iterator<Item = &'a Text>,
 ) -> Result<(), SpecError> {
-    let bad = |text: &&String| text.contains('\0') || text.len() > limits::ARG_BYTES_MAX;
-    match texts.find(bad) {
-        None => Ok(()),
-        Some(text) if text.contains('\0') => {
-            Err(SpecError::Field { field, problem: "a NUL byte cannot be passed on".into() })
-        }
-        Some(_) => Err(SpecError::Field {
-            field,
-            problem: format!("one of the texts is over {} bytes", limits::ARG_BYTES_MAX),
-        }),
+    for text in texts {
+        let problem = if text.bytes().contains(&0) {
+            "a NUL byte cannot be passed on".to_owned()
+        } else if text.bytes().len() > limits::ARG_BYTES_MAX {
+            format!("one of the texts is over {} bytes", limits::ARG_BYTES_MAX)
+        } else {
+            continue;
+        };
+        return Err(SpecError::Field { field, problem });
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -318,6 +450,22 @@ mod tests {
     }
 
     #[test]
+    fn a_module_and_files_round_trip_in_the_canonical_form() {
+        let digest = Digest::of(b"a");
+        let text = format!(
+            r#"{{"wasm":{{"text":"(module)","name":"a.wat"}},"args":["x"],"inputs":{{"in/a":{{"blob":"{digest}"}},"run":{{"text":"b","executable":true}}}},"outputs":["out/*.csv"],"dirs":["out"]}}"#
+        );
+        let spec = JobSpec::from_json(&text).expect("a spec");
+        assert_eq!(spec.to_json(), text);
+        assert_eq!(spec.kind(), Kind::Wasm);
+        assert_eq!(spec.command_line(), "a.wat x");
+        assert_eq!(spec.blobs().collect::<Vec<_>>(), [digest]);
+        let local = r#"{"command":["a"],"inputs":{"b":{"file":"c"}}}"#;
+        let local: JobSpec = serde_json::from_str(local).expect("JSON");
+        assert_eq!(local.validate_local(), Ok(()));
+    }
+
+    #[test]
     fn values_out_of_bounds_name_their_field() {
         for (text, field) in [
             (r#"{"command":[]}"#, "command"),
@@ -329,6 +477,16 @@ mod tests {
             (r#"{"command":["a"],"key":""}"#, "key"),
             (r#"{"command":["a"],"stdin":{"base64":"!"}}"#, "stdin"),
             (r#"{"command":["a"],"max_lost":0}"#, "max_lost"),
+            (r#"{"name":"a"}"#, "command"),
+            (r#"{"command":["a"],"args":["b"]}"#, "args"),
+            (r#"{"command":["a"],"wasm":{"text":"(module)"}}"#, "wasm"),
+            (r#"{"wasm":{"file":"a.wasm"}}"#, "wasm"),
+            (r#"{"wasm":{"text":""},"args":[{"base64":"/w=="}]}"#, "wasm"),
+            (r#"{"command":["a"],"inputs":{"../b":{"text":""}}}"#, "inputs"),
+            (r#"{"command":["a"],"inputs":{"b":{"text":""},"b/c":{"text":""}}}"#, "inputs"),
+            (r#"{"command":["a"],"inputs":{"b":{"file":"c"}}}"#, "inputs"),
+            (r#"{"command":["a"],"outputs":["/etc"]}"#, "outputs"),
+            (r#"{"command":["a"],"dirs":["b/"]}"#, "dirs"),
         ] {
             let said = JobSpec::from_json(text).expect_err(text).to_string();
             assert!(said.starts_with(&format!("field `{field}`")), "{text}: {said}");

@@ -33,16 +33,99 @@ pub const LOST_MAX_DEFAULT: u32 = 3;
 pub const CORES_MAX: u32 = 65_536;
 /// Slots that one executor may offer.
 pub const SLOTS_MAX: u32 = 65_536;
+/// Processes and threads of one job, where a cgroup can bound them: a large parallel build, and far
+/// from the kernel's usual 32,768, so that a fork bomb leaves the machine usable.
+pub const JOB_PROCESSES_MAX: u32 = 8_192;
+/// Open files that a job begins with at the most, as the soft limit; it may raise it. Containers
+/// have a limit of 2^30, and programs that close all there could be take minutes over that.
+pub const JOB_OPEN_FILES_MAX: u64 = 65_536;
 /// Output kept inside a result; what is longer becomes a blob.
 pub const OUTPUT_INLINE_BYTES_MAX: usize = 32 << 10;
 /// Standard input kept inside a spec; what is longer becomes a blob.
 pub const STDIN_INLINE_BYTES_MAX: usize = 64 << 10;
+/// An input file kept inside a spec, which saves a request; what is longer becomes a blob.
+pub const INPUT_INLINE_BYTES_MAX: usize = 4 << 10;
+/// The same for the files of many jobs, which share their blobs: what is no longer than a digest.
+pub const INPUT_INLINE_EACH_BYTES_MAX: usize = 128;
+/// JSON of all input files inside one spec; the further ones become blobs.
+pub const INPUTS_INLINE_BYTES_MAX: usize = 256 << 10;
+/// Times that a file is read which another program changes meanwhile.
+pub const CHANGED_TRIES_MAX: u32 = 2;
+/// Ended jobs of a client whose files wait to be fetched; beyond it no further results are read.
+pub const FETCHES_WAITING_MAX: usize = 64;
+/// Files that one job may be given.
+pub const INPUTS_MAX: usize = 10_000;
+/// Paths and patterns of what one job leaves behind.
+pub const OUTPUTS_MAX: usize = 1_000;
+/// Files that one attempt may leave behind.
+pub const OUTPUT_FILES_MAX: usize = 10_000;
+/// Bytes of the paths of those files together, so that a result fits a line.
+pub const OUTPUT_PATHS_BYTES_MAX: usize = 512 << 10;
+/// Names in a job's directory that are looked at when its outputs are gathered: what it leaves
+/// behind may be far more than what it is asked for.
+pub const OUTPUT_NAMES_MAX: usize = 1_000_000;
+/// Bytes of a path in a job's directory: the kernel's PATH_MAX less the end mark.
+pub const PATH_BYTES_MAX: usize = 4_095;
 /// Standard output or error of one job; beyond it the rest is dropped and `truncated` is set.
 pub const OUTPUT_BYTES_MAX: u64 = 1 << 30;
 /// Bytes that a pipe may hold when its last writer ends: the kernel's default `pipe-max-size`.
 pub const PIPE_BYTES_MAX: usize = 1 << 20;
 /// One blob.
 pub const BLOB_BYTES_MAX: u64 = 16 << 30;
+/// Bytes of the blobs that an executor keeps for further jobs; the least used go first.
+pub const BLOB_CACHE_BYTES_MAX: u64 = 4 << 30;
+/// The number of those blobs, so that their directory is read quickly at the start.
+pub const BLOB_CACHE_FILES_MAX: usize = 16_384;
+/// Used job directories that wait for their removal; a job that ends waits when there are more, so
+/// that they are not filled faster than they are removed.
+pub const ROOMS_GOING_MAX: usize = 64;
+/// How long an executor that ends waits for used job directories to be removed; the rest is
+/// removed at its next start.
+pub const ROOMS_GONE_WITHIN: Duration = Duration::from_secs(2);
+/// Bytes of one piece of a file that is copied or hashed before it is asked whether to go on.
+pub const COPY_PIECE_BYTES: u64 = 8 << 20;
+/// Standard output or error in the one result line of `ucp-exec run`, which has no place to keep
+/// a blob; what is longer is cut.
+pub const RUN_OUTPUT_BYTES_MAX: u64 = 64 << 20;
+/// One job spec that `ucp-exec run` reads: contents of any size stand in files.
+pub const RUN_SPEC_BYTES_MAX: u64 = 64 << 20;
+/// One WebAssembly module, binary or text: several times the largest program that is known.
+pub const MODULE_BYTES_MAX: u64 = 256 << 20;
+/// Memory of a WASI job whose spec does not say how much it needs.
+pub const WASM_MEMORY_DEFAULT: u64 = 1 << 30;
+/// Linear memory of one module: all that its 32-bit addresses reach; reserved, not used.
+pub const WASM_MEMORY_MAX: usize = 4 << 30;
+/// Elements of one table in the pool, 8 bytes each: functions of a large C++ program, and room.
+pub const WASM_TABLE_ELEMENTS_POOLED: usize = 1 << 20;
+/// Elements of all tables of one module outside of the pool.
+pub const WASM_TABLE_ELEMENTS_MAX: usize = 16 << 20;
+/// Tables of one module in the pool; compilers make one.
+pub const WASM_TABLES_POOLED: u32 = 4;
+/// Bytes of what an instance in the pool has beside memory and tables: mostly its functions.
+pub const WASM_INSTANCE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a memory that stay in place between two runs and are set back by copying, which for
+/// so few costs less than to give them to the kernel and have them back.
+pub const WASM_KEEP_RESIDENT_BYTES: usize = 64 << 10;
+/// Stack of a module: twice that of the wasmtime command line, as C++ programs recurse.
+pub const WASM_STACK_BYTES: usize = 1 << 20;
+/// Stack of a module and of the calls that it makes to its host.
+pub const WASM_FIBER_BYTES: usize = 2 << 20;
+/// Modules that run at one time; each reserves [`WASM_MEMORY_MAX`] twice of 2^47 bytes.
+pub const WASM_THREADS_MAX: u32 = 1_024;
+/// Files and directories that a module has open at one time: what a process usually may.
+pub const WASM_HANDLES_MAX: usize = 1_024;
+/// Modules that are compiled at one time; a large one has all cores for itself.
+pub const WASM_COMPILES_MAX: usize = 2;
+/// A module up to this many bytes is compiled by one thread and so never waits for a large one.
+pub const WASM_SMALL_BYTES: usize = 256 << 10;
+/// Compiled modules in memory, the ones that were not used for longest go first.
+pub const WASM_MODULES_MAX: usize = 256;
+/// Bytes of compiled code in memory, unless one module alone has more.
+pub const WASM_MODULES_BYTES_MAX: usize = 512 << 20;
+/// Bytes of compiled code on disk, unless one module alone has more.
+pub const WASM_CACHE_BYTES_MAX: u64 = 2 << 30;
+/// Bytes of the text of a trap with its backtrace.
+pub const WASM_ERROR_BYTES_MAX: usize = 4 << 10;
 /// Result contents that the broker keeps in memory; older ones are read from the store.
 pub const RESULT_CACHE_BYTES_MAX: usize = 32 << 20;
 /// Jobs that a broker takes before it answers "queue full", unless a flag says otherwise.
@@ -53,15 +136,30 @@ pub const FACTS_PER_BATCH_MAX: usize = 10_000;
 pub const INPUTS_PER_BATCH_MAX: usize = 512;
 /// Inputs that wait for the core; beyond it the sockets are no longer read.
 pub const INPUTS_QUEUED_MAX: usize = 4_096;
+/// Bytes of lines behind those inputs; beyond it the sockets are no longer read either.
+pub const INPUTS_QUEUED_BYTES_MAX: usize = 64 << 20;
 /// Batches on their way to the disk before the core waits for it.
 pub const BATCHES_IN_FLIGHT_MAX: usize = 64;
 /// Facts of one transaction of the store, unless one batch alone has more: bounds the wait of the
 /// batches behind it, while the cost of one sync is shared by many.
 pub const TRANSACTION_FACTS_MAX: usize = 20_000;
+/// Space on its disk that the store holds back for what is under way when the disk is full: a
+/// write-ahead log of half its full size.
+pub const DISK_RESERVE_BYTES: u64 = 8 << 20;
+/// How often it is tried whether a full disk has room again.
+pub const DISK_FULL_RETRY: Duration = Duration::from_millis(250);
 /// Counts of the store's books that run beside the writer; further ones hold it up.
 pub const BOOKS_AT_ONCE_MAX: usize = 4;
 /// Connections of a broker at one time.
 pub const CONNECTIONS_MAX: usize = 16_384;
+/// Descriptors that connections leave to files and watched processes, when the system gives
+/// fewer than would do for all.
+pub const DESCRIPTORS_KEPT: usize = 40;
+/// Connections that are turned away and still listened to for a moment, so that the answer is
+/// read before the connection breaks.
+pub const TURNED_AWAY_MAX: usize = 8;
+/// How often it is said that connections cannot be taken, while they cannot.
+pub const ACCEPT_WARN_EVERY: Duration = Duration::from_secs(10);
 /// Executors with a session at one broker.
 pub const EXECUTORS_MAX: usize = 4_096;
 /// Attempts that one executor may announce or hold.
@@ -83,8 +181,32 @@ pub const REPLIES_INLINE_BYTES_MAX: usize = 16 << 20;
 pub const BODY_PIECE_BYTES: usize = 64 << 10;
 /// Bytes of a blob that are taken from a connection before they go to the disk together.
 pub const BLOB_PIECE_BYTES: usize = 1 << 20;
+/// Uploads that broke off and wait to be gone on with; the oldest gives way.
+pub const PARTIAL_UPLOADS_MAX: usize = 256;
+/// How long an upload that broke off is kept.
+pub const PARTIAL_UPLOAD_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long an upload brings nothing before another connection may go on with it. Who asks while
+/// it is not yet idle waits for that long, as most often the connection before has just broken.
+pub const UPLOAD_IDLE_AFTER: Duration = Duration::from_secs(1);
+/// Bytes that a transfer of a blob holds on its way between file and connection, a piece.
+pub const TRANSFER_PIECE_BYTES: usize = 256 << 10;
+/// Pieces of a transfer that wait for the connection.
+pub const TRANSFER_PIECES: usize = 4;
+/// Connections in a row that bring a transfer no further before it is given up.
+pub const TRANSFER_TRIES_MAX: u32 = 5;
+/// The pause before a transfer goes on over another connection; each further one doubles it.
+pub const TRANSFER_PAUSE: Duration = Duration::from_millis(50);
+/// How often a transfer asks on another connection whether its broker is still there.
+pub const TRANSFER_PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How long a broker may take to answer that.
+pub const TRANSFER_PROBE_WITHIN: Duration = Duration::from_secs(10);
+/// How long the next piece of a body may take that holds one value or one blob. A stream of jobs
+/// may be silent for as long as it likes.
+pub const BODY_IDLE_MAX: Duration = Duration::from_secs(15);
 /// Facts that a reader of the log gets from the store at one time.
 pub const FACTS_PAGE_ROWS: usize = 128;
+/// Bytes of them: a page ends with the fact that makes it so long.
+pub const FACTS_PAGE_BYTES: usize = 256 << 10;
 /// Messages to an executor that it has not read: the specs of all its slots, and room. One that
 /// does not read loses its session.
 pub const SESSION_UNSENT_BYTES_MAX: usize = 256 << 20;
@@ -120,6 +242,8 @@ pub const PROBE_AFTER: Duration = Duration::from_millis(100);
 pub const RECONNECT_MAX: Duration = Duration::from_secs(600);
 /// How long a client whose reader has gone waits until its job is cancelled.
 pub const CANCEL_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The pause before a client looks again whether the processes of a cancelled job are gone.
+pub const CANCEL_LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// The pause before a client offers a job again that a full queue did not take.
 pub const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(250);
 
@@ -148,6 +272,15 @@ pub const SPOOL_AFTER: Duration = Duration::from_millis(20);
 pub const REJOIN_PAUSE_FIRST: Duration = Duration::from_millis(50);
 /// The longest pause before an executor tries again, so that a broker that came back soon has it.
 pub const REJOIN_PAUSE_MAX: Duration = Duration::from_millis(250);
+/// How long an executor is left alone that handed an attempt back while it goes on.
+pub const AVOID_AFTER_HAND_BACK: Duration = Duration::from_millis(500);
+/// Descriptors that an executor needs beside those of its jobs.
+pub const DESCRIPTORS_OF_EXECUTOR: u64 = 40;
+/// Descriptors that one running job takes in its executor at the most: the ends of its pipes, its
+/// long outputs, its standard input, a blob on its way.
+pub const DESCRIPTORS_PER_JOB: u64 = 8;
+/// The pause before an executor asks a broker again that refused it.
+pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// Tries to reach a broker, somewhat over a second, before an executor says that none answers.
 pub const REJOIN_TRIES_QUIET: u32 = 8;
 /// How long an executor that ends waits for its jobs, unless a flag says otherwise.
@@ -159,10 +292,20 @@ pub const DRAIN_ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(2);
 pub const UPLOAD_PAUSE: Duration = Duration::from_millis(250);
 /// How long a job that was told to end may take before it is killed.
 pub const KILL_GRACE: Duration = Duration::from_secs(2);
+/// How long a broker waits for the proof that a dead executor's jobs have no process left: longer
+/// than its guard takes to kill them, short beside the loss of the work.
+pub const TREE_GONE_WITHIN: Duration = Duration::from_millis(300);
+/// How long an executor that starts kills what an earlier life left, before it says what it could
+/// not: a killed process may have to write its memory out first.
+pub const LEFTOVERS_KILLED_WITHIN: Duration = Duration::from_secs(5);
+/// How long an executor whose spawner died waits for the guard to kill what ran: as above.
+pub const GUARD_WITHIN: Duration = Duration::from_secs(5);
 /// The wait before the first retry of a failed job; each further one doubles it.
 pub const RETRY_BACKOFF_FIRST: Duration = Duration::from_millis(100);
 /// The longest wait before a retry.
 pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How often a module that runs is interrupted to see whether it is to end.
+pub const WASM_EPOCH: Duration = Duration::from_millis(10);
 /// The longest time-out a job may have: ten years.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
 
@@ -175,3 +318,9 @@ const _: () = assert!(OUTPUT_CHUNK_BYTES * 6 < LINE_BYTES_MAX, "a piece of outpu
 const _: () = assert!(STDIN_INLINE_BYTES_MAX * 6 < SPEC_BYTES_MAX, "inline stdin fits a spec");
 const _: () = assert!(HEARTBEAT.as_millis() * 2 <= SUSPECT_AFTER.as_millis());
 const _: () = assert!(SUSPECT_AFTER.as_millis() < LOST_AFTER.as_millis());
+const _: () = assert!(
+    LINE_BYTES_MAX * 2 < INPUTS_QUEUED_BYTES_MAX,
+    "a line of each of many connections may wait"
+);
+const _: () = assert!(WASM_STACK_BYTES < WASM_FIBER_BYTES, "a module leaves stack to its host");
+const _: () = assert!(WASM_THREADS_MAX as usize * 2 * WASM_MEMORY_MAX < 1 << 46);

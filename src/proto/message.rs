@@ -64,6 +64,9 @@ pub struct Hello {
     pub load: Load,
     /// How often it sends heartbeats.
     pub heartbeat: Span,
+    /// The directory of the cgroup that all its jobs are in, where they are in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
     /// The attempts that run or wait there, and those with a result not yet acknowledged.
     pub attempts: Vec<AttemptId>,
 }

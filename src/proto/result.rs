@@ -1,14 +1,18 @@
 //! What came of one attempt: exit, output, times; and the digest that names its content.
 //!
-//! Pure. The content digest covers exit or signal, error, output and standard error, never times
+//! Pure. The content digest covers exit or signal, error, outputs and both streams, never times
 //! or clocks: two attempts that did the same work have the same content.
+
+use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::proto::id::Digest;
+use crate::proto::isolation::{self, Isolation};
 use crate::proto::limits;
+use crate::proto::unique;
 
 /// What a job wrote to one of its streams.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -86,7 +90,7 @@ impl Stream {
         let forms = [self.text.is_some(), self.base64.is_some(), self.blob.is_some()];
         match forms.iter().filter(|held| **held).count() {
             0 => self.size == 0,
-            1 if self.blob.is_some() => self.size > 0,
+            1 if self.blob.is_some() => (1..=limits::COUNTER_MAX).contains(&self.size),
             1 => {
                 self.size <= limits::OUTPUT_INLINE_BYTES_MAX as u64
                     && self.bytes().is_some_and(|bytes| bytes.len() as u64 == self.size)
@@ -94,6 +98,18 @@ impl Stream {
             _ => false,
         }
     }
+}
+
+/// A file that an attempt left behind; its content is a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputFile {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its content.
+    pub blob: Digest,
+    /// Whether it may be executed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub executable: bool,
 }
 
 /// What came of one attempt.
@@ -105,7 +121,7 @@ pub struct JobResult {
     /// The signal that ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Why it could not run, in words.
+    /// Why it could not run, or did not do what its spec says, in words; a trap of a WASI module.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Whether it was ended because its time was over.
@@ -117,6 +133,16 @@ pub struct JobResult {
     /// Standard error.
     #[serde(default, skip_serializing_if = "Stream::is_empty")]
     pub stderr: Stream,
+    /// The files that it left behind and its spec names, by path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "unique::map")]
+    pub outputs: BTreeMap<String, OutputFile>,
+    /// What kept it apart from the machine.
+    #[serde(default, with = "isolation::letters", skip_serializing_if = "Isolation::is_unknown")]
+    pub isolation: Isolation,
+    /// What could not be proven of its end, in words; absent where no process of it is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unproven: Option<String>,
     /// The executor's wall clock at the start; for people.
     pub started_at: String,
     /// The executor's wall clock at the end; for people.
@@ -133,14 +159,14 @@ impl JobResult {
     /// Whether the job did its work.
     #[must_use]
     pub fn is_success(&self) -> bool {
-        self.exit == Some(0) && !self.timed_out
+        self.exit == Some(0) && !self.timed_out && self.error.is_none()
     }
 
     /// The digest of the content.
     #[must_use]
     pub fn digest(&self) -> Digest {
         let number = |value: Option<i32>| value.map_or("-".to_owned(), |n| n.to_string());
-        let content = format!(
+        let mut content = format!(
             "exit {}\nsignal {}\nerror {}\ntimed_out {}\nstdout {} {}\nstderr {} {}\n",
             number(self.exit),
             number(self.signal),
@@ -151,7 +177,21 @@ impl JobResult {
             self.stderr.digest(),
             self.stderr.truncated,
         );
+        for (path, file) in &self.outputs {
+            let OutputFile { size, blob, executable } = file;
+            content.push_str(&format!("output {path:?} {size} {blob} {executable}\n"));
+        }
         Digest::of(content.as_bytes())
+    }
+
+    /// Whether the fields agree with each other and every number is one that all readers keep.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        let sizes = self.outputs.values().map(|file| file.size);
+        let mut numbers = sizes.chain([self.cpu_us, self.memory_max]);
+        self.stdout.is_consistent()
+            && self.stderr.is_consistent()
+            && numbers.all(|number| number <= limits::COUNTER_MAX)
     }
 
     /// Bytes of memory that the inline outputs take.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::proto::capability::{Capability, Load};
 use crate::proto::clock::Clock;
 use crate::proto::fact::Reported;
-use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId};
+use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, Incarnation, JobId, LogId};
 use crate::proto::job::JobSpec;
 use crate::proto::precedence::Precedence;
 
@@ -137,6 +137,8 @@ pub struct AttemptView {
     pub state: &'static str,
     /// Why it was lost or revoked.
     pub reason: Option<String>,
+    /// What could not be proven of its processes when it was lost.
+    pub unproven: Option<String>,
     /// The clock of its `deployed` fact.
     pub clock: Clock,
     /// The wall clock of whoever deployed it.
@@ -211,6 +213,35 @@ pub struct JobSummary {
     pub signal: Option<i32>,
 }
 
+/// Why a job stands where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WhyView {
+    /// Its id.
+    pub job: JobId,
+    /// Its name for people.
+    pub name: Option<String>,
+    /// Where it stands.
+    pub state: JobState,
+    /// What it waits for, or why it stands there, in words.
+    pub reasons: Vec<String>,
+    /// The attempts that are under way.
+    pub running: Vec<RunningView>,
+}
+
+/// One attempt that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningView {
+    /// Its id.
+    pub attempt: AttemptId,
+    /// Where it runs.
+    pub executor: ExecutorId,
+    /// The wall clock of whoever deployed it.
+    pub since: String,
+    /// Milliseconds since its executor was last heard of; absent where that has no session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_ms: Option<u64>,
+}
+
 /// One executor as this broker sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecutorView {
@@ -222,6 +253,9 @@ pub struct ExecutorView {
     pub heard_ms: u64,
     /// Its process id.
     pub pid: u32,
+    /// Which of its lives it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<Incarnation>,
     /// What it has.
     pub capability: Capability,
     /// What it has at the moment.

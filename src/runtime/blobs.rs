@@ -3,17 +3,23 @@
 //! It knows nothing of jobs and never deletes what was put. Calls wait for the disk: from async
 //! code they belong into a thread that may wait.
 //! Shapes: `DIR/ab/cdef…`, the digest's 64 digits cut after the second; `DIR/tmp` holds what is
-//! under way. A blob has at most [`limits::BLOB_BYTES_MAX`] bytes.
+//! under way or broke off (upload.rs). A blob has at most [`limits::BLOB_BYTES_MAX`] bytes.
 //! Law: a blob is there whole and durable, or not at all; bytes of another digest leave nothing
 //! (tests below).
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::proto::id::Digest;
 use crate::proto::limits;
+
+use upload::Claims;
+
+pub mod upload;
+
+pub use upload::Upload;
 
 /// The name of the directory of blobs in a broker's data directory.
 pub const BLOBS_NAME: &str = "blobs";
@@ -33,6 +39,16 @@ pub enum BlobError {
     /// There are more bytes than a blob may have. Nothing is kept; trying again cannot help.
     #[error("a blob has at most {max} bytes", max = limits::BLOB_BYTES_MAX)]
     Long,
+    /// The upload does not stand where the sender goes on. Nothing changed; going on where it
+    /// stands may help.
+    #[error("the upload stands at byte {held}")]
+    Offset {
+        /// Bytes that are held of it.
+        held: u64,
+    },
+    /// Another connection goes on with this upload, as this one was idle. Trying again may help.
+    #[error("another connection goes on with this upload")]
+    TakenOver,
     /// The disk is full or broken. Nothing is kept; trying again may help.
     #[error("cannot {what} {}", path.display())]
     Disk {
@@ -53,29 +69,26 @@ impl BlobError {
         let path = path.to_owned();
         move |source| Self::Disk { what, path, source }
     }
+
+    /// Whether there was no space, so that trying again helps once there is.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let Self::Disk { source, .. } = self else { return false };
+        matches!(source.kind(), StorageFull | QuotaExceeded)
+    }
 }
 
 /// A directory of blobs.
 #[derive(Debug)]
 pub struct Blobs {
     directory: PathBuf,
-    uploads: AtomicU64,
-}
-
-/// A blob under way. Dropping it leaves nothing.
-#[derive(Debug)]
-pub struct Upload {
-    expected: Digest,
-    hasher: blake3::Hasher,
-    size: u64,
-    file: File,
-    temporary: PathBuf,
-    directory: PathBuf,
+    claims: Arc<Mutex<Claims>>,
 }
 
 impl Blobs {
-    /// Opens a directory of blobs, creating it where absent. What was under way when its last user
-    /// ended is removed, so one process has it at a time (`rundir::lock_data`).
+    /// Opens a directory of blobs, creating it where absent. Parts of uploads are kept, other
+    /// temporary files removed, so one process has it at a time (`rundir::lock_data`).
     ///
     /// # Errors
     /// [`BlobError::Disk`].
@@ -85,9 +98,13 @@ impl Blobs {
         let entries = temporary.read_dir().map_err(BlobError::disk("read", &temporary))?;
         for entry in entries.flatten() {
             let path = entry.path();
-            fs::remove_file(&path).map_err(BlobError::disk("remove", &path))?;
+            if upload::digest_of_part(&path).is_none() {
+                fs::remove_file(&path).map_err(BlobError::disk("remove", &path))?;
+            }
         }
-        Ok(Self { directory: directory.to_owned(), uploads: AtomicU64::new(0) })
+        let blobs = Self { directory: directory.to_owned(), claims: Arc::default() };
+        blobs.discard_parts(limits::PARTIAL_UPLOADS_MAX)?;
+        Ok(blobs)
     }
 
     fn place(&self, digest: &Digest) -> (PathBuf, String) {
@@ -99,21 +116,6 @@ impl Blobs {
     fn path(&self, digest: &Digest) -> PathBuf {
         let (directory, name) = self.place(digest);
         directory.join(name)
-    }
-
-    /// Begins to take a blob whose digest is known.
-    ///
-    /// # Errors
-    /// [`BlobError::Disk`].
-    pub fn begin(&self, expected: Digest) -> Result<Upload, BlobError> {
-        let number = self.uploads.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.directory.join("tmp").join(number.to_string());
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).open(&temporary);
-        let file = file.map_err(BlobError::disk("create", &temporary))?;
-        let directory = self.directory.clone();
-        let hasher = blake3::Hasher::new();
-        Ok(Upload { expected, hasher, size: 0, file, temporary, directory })
     }
 
     /// Takes a whole blob and returns its size.
@@ -153,52 +155,6 @@ impl Blobs {
     /// [`BlobError::Disk`].
     pub fn has(&self, digest: &Digest) -> Result<Option<u64>, BlobError> {
         Ok(self.get(digest)?.map(|(_, size)| size))
-    }
-}
-
-impl Upload {
-    /// Takes the next bytes.
-    ///
-    /// # Errors
-    /// [`BlobError::Long`], [`BlobError::Disk`]; the upload is of no more use.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        self.size += bytes.len() as u64;
-        if self.size > limits::BLOB_BYTES_MAX {
-            return Err(BlobError::Long);
-        }
-        self.hasher.update(bytes);
-        self.file.write_all(bytes).map_err(BlobError::disk("write", &self.temporary))
-    }
-
-    /// Makes the blob durable under its name and returns its size. One that is there already is
-    /// replaced by the same bytes, which heals one that was damaged.
-    ///
-    /// # Errors
-    /// [`BlobError::Digest`] if the bytes are others than was said; [`BlobError::Disk`].
-    pub fn finish(self) -> Result<u64, BlobError> {
-        let found = Digest(*self.hasher.finalize().as_bytes());
-        if found != self.expected {
-            return Err(BlobError::Digest { expected: self.expected, found });
-        }
-        self.file.sync_all().map_err(BlobError::disk("sync", &self.temporary))?;
-        let text = found.to_string();
-        let shelf = self.directory.join(&text[..2]);
-        match fs::create_dir(&shelf) {
-            Ok(()) => sync_directory(&self.directory)?,
-            Err(there) if there.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(source) => return Err(BlobError::disk("create", &shelf)(source)),
-        }
-        let path = shelf.join(&text[2..]);
-        fs::rename(&self.temporary, &path).map_err(BlobError::disk("create", &path))?;
-        sync_directory(&shelf)?;
-        Ok(self.size)
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        // It is gone where it was renamed.
-        let _ = fs::remove_file(&self.temporary);
     }
 }
 
@@ -308,36 +264,6 @@ mod tests {
         assert!(matches!(error, BlobError::Digest { found, .. } if found == Digest::of(b"that")));
         assert_eq!(files(&blobs), [] as [PathBuf; 0]);
         assert_eq!(content(&blobs, &expected), None);
-    }
-
-    #[test]
-    fn an_upload_that_breaks_off_leaves_nothing() {
-        let (directory, blobs) = opened();
-        let mut upload = blobs.begin(Digest::of(b"whole")).expect("begun");
-        upload.write(b"who").expect("written");
-        assert_eq!(files(&blobs).len(), 1);
-        drop(upload);
-        assert_eq!(files(&blobs).len(), 0);
-        let broken = io::Error::other("the sender is gone");
-        let error = blobs.put(Digest::of(b"whole"), Broken(Some(broken))).expect_err("broken off");
-        assert!(matches!(error, BlobError::Source(_)), "{error}");
-        assert_eq!(files(&blobs).len(), 0);
-        // A process that is killed in the middle leaves a file, which the next one removes.
-        std::mem::forget(blobs.begin(Digest::of(b"whole")).expect("begun"));
-        assert_eq!(files(&blobs).len(), 1);
-        let blobs = Blobs::open(&directory.path().join("blobs")).expect("opened again");
-        assert_eq!(files(&blobs).len(), 0);
-    }
-
-    struct Broken(Option<io::Error>);
-
-    impl Read for Broken {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            self.0.take().map_or(Ok(0), |error| {
-                buffer[0] = b'w';
-                Err(error)
-            })
-        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE, USER_AGENT};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, UPGRADE, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
@@ -30,6 +30,8 @@ use crate::wire::problem::Problem;
 pub const SESSION_PROTOCOL: &str = "ucp-session/1";
 /// The route of an executor's session.
 pub const SESSION_ROUTE: &str = "/v1/executors/session";
+/// The header that says how many bytes a broker holds of an upload that broke off.
+pub const UPLOAD_OFFSET: &str = "upload-offset";
 
 /// Why an exchange with a broker did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +95,7 @@ pub struct Body {
 #[derive(Debug)]
 enum Content {
     Whole(Option<Bytes>),
-    Streamed(mpsc::Receiver<io::Result<Bytes>>),
+    Streamed(mpsc::Receiver<io::Result<Bytes>>, Option<u64>),
 }
 
 impl Body {
@@ -114,13 +116,20 @@ impl Body {
     /// to one breaks the request off.
     #[must_use]
     pub const fn lines(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Self {
-        Self { kind: Some(NDJSON), content: Content::Streamed(pieces) }
+        Self { kind: Some(NDJSON), content: Content::Streamed(pieces, None) }
+    }
+
+    /// So many bytes as they come, so that the broker knows before the first whether it takes them.
+    #[must_use]
+    pub const fn sized(pieces: mpsc::Receiver<io::Result<Bytes>>, size: u64) -> Self {
+        let content = Content::Streamed(pieces, Some(size));
+        Self { kind: Some("application/octet-stream"), content }
     }
 
     /// Bytes as they come; ends as [`Body::lines`] does.
     #[must_use]
     pub const fn bytes(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Self {
-        Self { kind: Some("application/octet-stream"), content: Content::Streamed(pieces) }
+        Self { kind: Some("application/octet-stream"), content: Content::Streamed(pieces, None) }
     }
 }
 
@@ -134,7 +143,7 @@ impl hyper::body::Body for Body {
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match &mut self.get_mut().content {
             Content::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Content::Streamed(pieces) => {
+            Content::Streamed(pieces, _) => {
                 pieces.poll_recv(context).map(|piece| Some(piece?.map(Frame::data)))
             }
         }
@@ -148,7 +157,8 @@ impl hyper::body::Body for Body {
         match &self.content {
             Content::Whole(None) => SizeHint::with_exact(0),
             Content::Whole(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Streamed(_) => SizeHint::default(),
+            Content::Streamed(_, Some(size)) => SizeHint::with_exact(*size),
+            Content::Streamed(_, None) => SizeHint::default(),
         }
     }
 }
@@ -212,6 +222,22 @@ impl Client {
         body: Body,
     ) -> Result<Response<Incoming>, ClientError> {
         let request = self.build(method, path_and_query, body)?;
+        self.send(request).await
+    }
+
+    /// Like [`Client::request`], with one more header.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn request_with(
+        &mut self,
+        method: Method,
+        path_and_query: &str,
+        header: (HeaderName, HeaderValue),
+        body: Body,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let mut request = self.build(method, path_and_query, body)?;
+        request.headers_mut().insert(header.0, header.1);
         self.send(request).await
     }
 

@@ -2,10 +2,13 @@
 //!
 //! Decides nothing and speaks to no socket: inputs wait in the hub's inbox, orders go to mailboxes
 //! and sessions, batches to the store's writer. The core goes on while batches are on their way
-//! to the disk, up to [`limits::BATCHES_IN_FLIGHT_MAX`] of them; then inputs wait.
+//! to the disk, up to [`limits::BATCHES_IN_FLIGHT_MAX`] of them; then inputs wait. While the disk
+//! is full, inputs that ask for facts do not reach the core: clients are refused, and results stay
+//! with their executors, which send them again in the session that follows.
 //! Law: what follows a batch leaves after the batch is durable, and nothing overtakes
 //! ([`gate::Gate`], tests there). The simulator runs the core by the same steps.
 
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -13,16 +16,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 
 use crate::proto::broker::Broker;
-use crate::proto::event::{Batch, Input, Output, Reply, Request};
+use crate::proto::event::{Batch, Input, Output, Refusal, Reply, Request};
+use crate::proto::id::{RequestId, SessionId};
 use crate::proto::limits;
+use crate::proto::message::ExecutorMessage;
 use crate::proto::time::Now;
 use crate::runtime::entropy;
 use crate::runtime::server::hub::{Answer, Hub};
-use crate::runtime::store::{StoreError, Writer};
+use crate::runtime::store::{Disk, StoreError, Writer};
 
 use gate::{Gate, Order};
 
@@ -42,6 +47,9 @@ pub struct Drive {
     gate: Gate,
     done: mpsc::Sender<Result<(), Arc<StoreError>>>,
     durable: mpsc::Receiver<Result<(), Arc<StoreError>>>,
+    disk: watch::Receiver<Disk>,
+    /// Sessions of which a result was left out while the disk was full.
+    left_out: BTreeSet<SessionId>,
 }
 
 enum Event {
@@ -56,18 +64,34 @@ impl Drive {
     #[must_use]
     pub fn new(broker: Broker, hub: Rc<Hub>, writer: Writer) -> Self {
         let (done, durable) = mpsc::channel(limits::BATCHES_IN_FLIGHT_MAX);
-        Self { broker, hub, writer, gate: Gate::default(), done, durable }
+        let disk = writer.disk();
+        hub.watch_disk(disk.clone());
+        let (gate, left_out) = (Gate::default(), BTreeSet::new());
+        Self { broker, hub, writer, gate, done, durable, disk, left_out }
     }
 
     /// Carries out what the core has ordered, and waits until all of it is durable.
     ///
     /// # Errors
-    /// The store failed.
+    /// The store failed, or its disk is so full that it would have to be waited for.
     pub async fn settle(&mut self) -> Result<(), StoreFailed> {
         self.drain();
         while self.gate.in_flight() > 0 {
-            // The sender is held here, so the channel does not close.
-            let Some(result) = self.durable.recv().await else { break };
+            let mut disk = self.disk.clone();
+            let result = tokio::select! {
+                biased;
+                // The sender is held here, so the channel does not close.
+                result = self.durable.recv() => result,
+                stalled = disk.wait_for(|disk| *disk == Disk::Stalled) => {
+                    // The writer has ended: it says why with the next result.
+                    if stalled.is_ok() {
+                        return Err(StoreFailed(Arc::new(StoreError::Full)));
+                    }
+                    drop(stalled);
+                    self.durable.recv().await
+                }
+            };
+            let Some(result) = result else { break };
             self.release(result)?;
         }
         Ok(())
@@ -159,7 +183,42 @@ impl Drive {
     }
 
     fn handle(&mut self, now: Now, input: Input) {
-        self.broker.handle_input(now, input);
+        let is_full = *self.disk.borrow() != Disk::Well;
+        if !is_full && !self.left_out.is_empty() {
+            for session in std::mem::take(&mut self.left_out) {
+                self.hub.sessions.close(session);
+            }
+        }
+        match input {
+            Input::Request { request, body } if is_full && body.makes_facts() => {
+                self.refuse(request, &body);
+            }
+            Input::Message { session, message: ExecutorMessage::Result(_) }
+                if is_full || self.left_out.contains(&session) =>
+            {
+                self.left_out.insert(session);
+            }
+            input => {
+                if let Input::SessionClosed { session, .. } = &input {
+                    self.left_out.remove(session);
+                }
+                self.broker.handle_input(now, input);
+            }
+        }
+    }
+
+    /// Answers a request that the core is not to see, at once: nothing depends on it.
+    fn refuse(&self, request: RequestId, body: &Request) {
+        let refuse = |index| {
+            let reply = Reply::Refused { index, refusal: Refusal::DiskFull };
+            self.hub.deliver(request, Answer::Reply(reply));
+        };
+        match body {
+            Request::Submit { submissions, .. } => {
+                submissions.iter().for_each(|submission| refuse(Some(submission.index)));
+            }
+            _ => refuse(None),
+        }
     }
 
     /// Carries out the core's orders: batches go to the disk, what follows them waits for it.

@@ -12,6 +12,8 @@
 pub mod identity;
 
 mod blobs;
+mod cache;
+mod descriptors;
 mod follow;
 mod jobs;
 mod orders;
@@ -33,21 +35,23 @@ use crate::proto::id::{AttemptId, ExecutorId, Incarnation, LogId};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, ResultMessage};
 use crate::proto::result::JobResult;
+use crate::runtime::attempt;
 use crate::runtime::endpoint::{Address, EndpointError};
 use crate::runtime::entropy;
+use crate::runtime::isolation::leftovers::{self, Leftovers};
+use crate::runtime::isolation::{Level, Plan};
 use crate::runtime::measure::Meter;
 use crate::runtime::process::{Job, SpawnerGone};
+use crate::runtime::rooms::Rooms;
 use crate::runtime::rundir::{self, DirError, PRIVATE_MODE};
 use crate::runtime::signals::Stop;
 use crate::runtime::spawner::{self, Link, Spawner};
 use crate::runtime::spool::{Spool, SpoolError};
+use crate::runtime::wasm::{Runtime as Wasm, WasmError};
 
 use follow::Followers;
 use identity::IdentityError;
 use session::{Connected, Session};
-
-/// Rounds of 10 ms in which the processes of a dead spawner are killed.
-const ORPHAN_ROUNDS: u32 = 500;
 
 /// What the flags say.
 #[derive(Debug, Clone)]
@@ -64,6 +68,10 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// How long it waits for its jobs when it is to end.
     pub drain_timeout: Duration,
+    /// How far native jobs are kept apart.
+    pub isolation: Level,
+    /// Directories beside its own that a native job may write to.
+    pub allow_write: Vec<PathBuf>,
 }
 
 /// Why an executor does not run, or no longer.
@@ -83,6 +91,9 @@ pub enum ExecutorError {
     /// acknowledged: their brokers take them for lost and run them elsewhere.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    /// WASI jobs cannot be run. Nothing was run; `--no-wasm` does without.
+    #[error(transparent)]
+    Wasm(#[from] WasmError),
     /// The system refused something that the start needs. Nothing was run.
     #[error("cannot {what}: {source}")]
     System {
@@ -114,17 +125,11 @@ enum Event {
     Connected(Box<Connected>),
     Message(u64, BrokerMessage),
     Closed(u64, String),
-    Ended(AttemptId, Result<Box<JobResult>, SpawnerGone>),
+    Ended(AttemptId, Result<Result<Box<JobResult>, String>, SpawnerGone>),
 }
 
-/// Where jobs write, and what they are started by; shared with their tasks.
-#[derive(Debug)]
-struct Workshop {
-    link: Link,
-    work: PathBuf,
-    output: PathBuf,
-    broker: blobs::Source,
-}
+/// What the tasks of all jobs share.
+type Workshop = attempt::Workshop<blobs::Source>;
 
 /// How far the end has come.
 enum Phase {
@@ -148,31 +153,76 @@ pub enum Ended {
 
 type Announce<'a> = &'a mut dyn FnMut(Registration<'_>) -> io::Result<()>;
 
+/// An executor that has its data directory, with nothing left of an earlier life.
+pub struct Opened {
+    kept: Kept,
+    plan: Plan,
+}
+
+impl Opened {
+    /// What the spawner puts on each job.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+}
+
+/// Takes the data directory, kills what an earlier life left, and finds out how jobs can be kept
+/// apart. Starts no thread, so that the spawner can be forked afterwards.
+///
+/// # Errors
+/// [`ExecutorError`]. Nothing was run.
+pub fn open(settings: &Settings) -> Result<Opened, ExecutorError> {
+    let kept = Kept::open(settings)?;
+    crate::runtime::endpoint::candidates(&settings.brokers)?;
+    let executor = kept.executor.as_str();
+    let Leftovers { killed, proven, left } = leftovers::kill(&settings.data, executor);
+    if killed > 0 {
+        let proof = if proven { "; its cgroup is empty" } else { ", as far as /proc shows them" };
+        tracing::warn!("killed {killed} processes that an earlier life left behind{proof}");
+    }
+    if left > 0 {
+        tracing::error!("{left} processes that an earlier life left behind cannot be killed");
+    }
+    let plan = Plan::make(settings.isolation, settings.allow_write.clone(), Some(executor));
+    if let Err(error) = leftovers::record(&settings.data, &plan) {
+        tracing::warn!("a next life will not know the cgroup of this one: {error}");
+    }
+    Ok(Opened { kept, plan })
+}
+
 /// Runs an executor until a signal asks for its end, and then until it is drained.
 ///
 /// # Errors
 /// [`ExecutorError`] says what became of its jobs.
 pub fn run(
     settings: &Settings,
+    opened: Opened,
     spawner: Spawner,
     mut announce: impl FnMut(Registration<'_>) -> io::Result<()>,
 ) -> Result<Ended, ExecutorError> {
     let failed = |what| move |source| ExecutorError::System { what, source };
-    let kept = Kept::open(settings)?;
-    crate::runtime::endpoint::candidates(&settings.brokers)?;
+    let guard = spawner.guard();
     spawner::become_subreaper().map_err(failed("take orphans in"))?;
-    raise_descriptor_limit();
+    descriptors::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(failed("start the runtime"))?;
     let tasks = LocalSet::new();
     let ended = tasks.block_on(&runtime, async {
         let link = spawner.connect().map_err(failed("speak with the spawner"))?;
         let stop = Stop::listen().map_err(failed("listen for signals"))?;
-        let mut shell = Shell::new(settings, kept, link)?;
+        let Capability { wasm, slots, .. } = settings.capability;
+        // Not before the spawner was forked, which has no use for so much address space.
+        let wasm = wasm.then(|| Wasm::new(&opened.kept.data, slots)).transpose()?;
+        let mut shell = Shell::new(settings, &opened.plan, opened.kept, wasm, link)?;
         shell.serve(stop, &mut announce).await
     });
-    if matches!(ended, Err(ExecutorError::Spawner)) && !spawner::kill_orphans(ORPHAN_ROUNDS) {
-        tracing::error!("processes of jobs are left that cannot be killed");
+    if matches!(ended, Err(ExecutorError::Spawner)) {
+        if !spawner::await_tree_gone(guard, limits::GUARD_WITHIN) {
+            tracing::error!("processes of jobs are left that cannot be killed");
+        }
+        // The guard does it, unless it was killed.
+        opened.plan.clear();
     }
     // Whatever still waits (a blob on its way, a name look-up) must not hold up the end.
     runtime.shutdown_background();
@@ -184,35 +234,30 @@ struct Kept {
     executor: ExecutorId,
     spool: Spool,
     results: Vec<ResultMessage>,
+    /// The data directory by its full path.
+    data: PathBuf,
     lock: rundir::DataLock,
 }
 
 impl Kept {
     fn open(settings: &Settings) -> Result<Self, ExecutorError> {
-        let data = &settings.data;
-        rundir::ensure_dir(data, PRIVATE_MODE)?;
-        let lock = rundir::lock_data(data)?;
-        for name in ["spool", "output", "work"] {
+        rundir::ensure_dir(&settings.data, PRIVATE_MODE)?;
+        let lock = rundir::lock_data(&settings.data)?;
+        // Jobs learn their directory by its full path.
+        let data = settings.data.canonicalize();
+        let data = &data
+            .map_err(|source| ExecutorError::System { what: "find the data directory", source })?;
+        // Before anything is touched: a newer version may have other uses for the rest.
+        let executor = identity::load_or_create(data, &settings.name)?;
+        for name in ["spool", "output", "rooms", "cache", "cache/blobs"] {
             rundir::ensure_dir(&data.join(name), PRIVATE_MODE)?;
         }
-        let executor = identity::load_or_create(data, &settings.name)?;
         let (spool, results) = Spool::open(data.join("spool"))?;
         if !results.is_empty() {
             tracing::info!("{} results of an earlier life are to be sent", results.len());
         }
         blobs::tidy(&data.join("output"), &results);
-        Ok(Self { executor, spool, results, lock })
-    }
-}
-
-/// Three descriptors a job add up. Jobs themselves keep the usual limit: the spawner was forked
-/// before.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::debug!("the limit of open files stays as it is: {error}");
+        Ok(Self { executor, spool, results, data: data.clone(), lock })
     }
 }
 
@@ -237,6 +282,10 @@ struct Shell<'a> {
     announced: bool,
     drained: bool,
     pause: session::Pause,
+    /// Why the broker does not take us, once it has said so.
+    refused: Option<String>,
+    /// The latest reason that was told why a broker does not take us.
+    told: Option<String>,
     events: mpsc::Receiver<Event>,
     sender: mpsc::Sender<Event>,
     meter: Meter,
@@ -247,7 +296,13 @@ struct Shell<'a> {
 }
 
 impl<'a> Shell<'a> {
-    fn new(settings: &'a Settings, kept: Kept, link: Link) -> Result<Self, ExecutorError> {
+    fn new(
+        settings: &'a Settings,
+        plan: &Plan,
+        kept: Kept,
+        wasm: Option<Wasm>,
+        link: Link,
+    ) -> Result<Self, ExecutorError> {
         let boot = entropy::boot_id();
         let what = "read the boot id";
         let boot = boot.map_err(|source| ExecutorError::System { what, source })?;
@@ -255,14 +310,21 @@ impl<'a> Shell<'a> {
             executor: kept.executor.clone(),
             incarnation: Incarnation { boot, life: entropy::seed() & limits::COUNTER_MAX },
             pid: std::process::id(),
-            capability: settings.capability.clone(),
+            capability: Capability {
+                slots: descriptors::affordable(settings.capability.slots),
+                isolation: plan.isolation().clone(),
+                ..settings.capability.clone()
+            },
+            cgroup: plan.cgroup().and_then(|path| path.to_str()).map(str::to_owned),
             heartbeat: settings.heartbeat,
             silence_max: limits::LOST_AFTER.max(settings.heartbeat * 3),
         };
         let (sender, events) = mpsc::channel(limits::INPUTS_QUEUED_MAX);
-        let output = settings.data.join("output");
-        let work = settings.data.join("work");
-        let broker = blobs::Source::new(output.clone());
+        let output = kept.data.join("output");
+        let what = "take over the jobs' directories";
+        let rooms = Rooms::open(kept.data.join("rooms"));
+        let rooms = rooms.map_err(|source| ExecutorError::System { what, source })?;
+        let fetch = blobs::Source::new(kept.data.join("cache/blobs"));
         Ok(Self {
             settings,
             executor: kept.executor,
@@ -270,7 +332,7 @@ impl<'a> Shell<'a> {
             spool: kept.spool,
             unspooled: BTreeMap::new(),
             spool_error: None,
-            workshop: Rc::new(Workshop { link, work, output, broker }),
+            workshop: Rc::new(Workshop { link, rooms, output, wasm, fetch }),
             jobs: BTreeMap::new(),
             ended: vec![],
             session: None,
@@ -280,6 +342,8 @@ impl<'a> Shell<'a> {
             announced: false,
             drained: false,
             pause: session::Pause::new(),
+            refused: None,
+            told: None,
             events,
             sender,
             meter: Meter::new(settings.data.clone()),
@@ -339,7 +403,7 @@ impl<'a> Shell<'a> {
         match event {
             Event::Connected(connected) => {
                 let session = Session::begin(*connected, self.sender.clone());
-                self.workshop.broker.set(session.address());
+                self.workshop.fetch.set(session.address());
                 self.session = Some(session);
                 self.input(ExecutorInput::Connected);
             }
@@ -350,12 +414,21 @@ impl<'a> Shell<'a> {
                 }
             }
             Event::Closed(number, reason) => {
-                if self.session.as_ref().is_some_and(|session| session.number() == number) {
+                if let Some(session) = self.session.clone().filter(|now| now.number() == number) {
+                    if session.is_garbled() {
+                        self.pause.distrust(session.address());
+                    }
+                    // What it said before it closed says more.
+                    let reason = self.refused.take().unwrap_or(reason);
                     self.disconnect(&reason);
                     self.input(ExecutorInput::Disconnected);
                 }
             }
-            Event::Ended(attempt, Ok(result)) => {
+            Event::Ended(attempt, Ok(Err(reason))) => {
+                self.ended.push(attempt.clone());
+                self.input(ExecutorInput::Unfit { attempt, reason });
+            }
+            Event::Ended(attempt, Ok(Ok(result))) => {
                 self.ended.push(attempt.clone());
                 self.input(ExecutorInput::Ended { attempt, result });
             }
@@ -374,6 +447,10 @@ impl<'a> Shell<'a> {
                 self.follows.push((Rc::clone(session), message));
             }
             message => {
+                if let BrokerMessage::Refused { code, detail } = &message {
+                    self.refused = Some(format!("it refused ({code}): {detail}"));
+                    self.pause.refused(session.address());
+                }
                 let done = match &message {
                     BrokerMessage::Acknowledged { attempt } => Some(attempt.clone()),
                     _ => None,
@@ -381,10 +458,8 @@ impl<'a> Shell<'a> {
                 self.input(ExecutorInput::Message(message));
                 if let Some(attempt) = done {
                     self.unspooled.remove(&attempt);
-                    match self.forget(&attempt) {
-                        Some(job) => job.discard(),
-                        None => blobs::discard(&self.workshop.output, &attempt),
-                    }
+                    self.forget(&attempt);
+                    blobs::discard(&self.workshop.output, &attempt);
                 }
             }
         }
@@ -415,9 +490,15 @@ impl<'a> Shell<'a> {
             let broker = session.address();
             match self.registered.take() {
                 Some(log) => tracing::warn!("lost broker {log} at {broker}: {reason}"),
-                None => tracing::warn!("broker at {broker}: {reason}"),
+                // The same at every try would only hide what else is said.
+                None if self.told.as_deref() != Some(reason) => {
+                    tracing::warn!("broker at {broker}: {reason}");
+                    self.told = Some(reason.to_owned());
+                }
+                None => {}
             }
         }
+        self.refused = None;
         self.followers.clear();
         self.connect();
     }
@@ -495,6 +576,7 @@ impl<'a> Shell<'a> {
             session.finish(limits::DRAIN_ACKNOWLEDGED_WITHIN).await;
         }
         self.spool(vec![]).await;
+        self.workshop.rooms.settle(limits::ROOMS_GONE_WITHIN).await;
         match self.spool_error.take() {
             Some(error) if !self.unspooled.is_empty() => Err(error.into()),
             _ => Ok(()),

@@ -1,5 +1,7 @@
 //! The thin shell of IO: each file is one contact with the world.
 
+pub mod alone;
+pub mod attempt;
 pub mod blobs;
 pub mod client;
 pub mod continuity;
@@ -7,9 +9,11 @@ pub mod drive;
 pub mod endpoint;
 pub mod entropy;
 pub mod executor;
+pub mod isolation;
 pub mod measure;
 pub mod process;
 pub mod ready;
+pub mod rooms;
 pub mod rundir;
 pub mod search;
 pub mod server;
@@ -18,3 +22,5 @@ pub mod signals;
 pub mod spawner;
 pub mod spool;
 pub mod store;
+pub mod transfer;
+pub mod wasm;

@@ -1,12 +1,12 @@
-//! Native jobs: from an order to a result.
+//! Native jobs: a program from its start to its end.
 //!
 //! Starts nothing itself (the spawner does) and decides nothing: time-outs, stops and retries are
-//! the core's. Whatever goes wrong becomes a result with an `error`; there is no other way out.
-//! A job begins in the executor's one working directory, shared by all its jobs; standard input is
-//! `/dev/null` or a file that is not in any directory; standard output and error are pipes.
-//! Exit status 127: the program was not found; 126: it could not be executed, or its standard
-//! input could not be had.
-//! Law: when a result is returned, no process of the attempt is left and its output is complete
+//! the core's. What is prepared before and kept afterwards is attempt.rs.
+//! A job begins in the directory that it is given; TMPDIR is that of its room; standard input is
+//! `/dev/null` or a file that is not in any of both; standard output and error are pipes. Where
+//! the job has a room it is kept apart as the executor's plan says (isolation.rs).
+//! Exit status 127: the program was not found; 126: it could not be executed.
+//! Law: when this returns, no process of the attempt is left and its output is complete
 //! (tests/exec.rs).
 
 pub mod output;
@@ -14,27 +14,30 @@ pub mod stdin;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
+use crate::proto::isolation::Isolation;
 use crate::proto::limits;
 use crate::proto::message::StartOrder;
-use crate::proto::result::JobResult;
-use crate::runtime::entropy;
-use crate::runtime::spawner::{Ending, JobNumber, Link, Program, Started};
+use crate::proto::text::Text;
+use crate::proto::units::Size;
+use crate::runtime::spawner::{Ending, JobNumber, Link, Program, Room, Started, Step};
 
 use output::Output;
 
 /// The exit status of a program that was not found.
 const NOT_FOUND: i32 = 127;
 /// The exit status of a program that could not be executed.
-const NOT_EXECUTABLE: i32 = 126;
+pub const NOT_EXECUTABLE: i32 = 126;
 /// Bytes read from a pipe at a time.
 const READ_BYTES: usize = 64 << 10;
 /// Reads from one pipe before other jobs have their turn.
@@ -64,7 +67,15 @@ impl Control {
         }
     }
 
-    async fn ended_early(&self) -> i32 {
+    /// The job's processes have ended: a signal that comes now breaks off what is done with what
+    /// they left, as [`Control::ended_early`].
+    pub fn over(&self) {
+        self.job.set(None);
+        self.early.set(None);
+    }
+
+    /// Waits for a signal that comes before the job has begun, or after it has ended.
+    pub async fn ended_early(&self) -> i32 {
         loop {
             if let Some(signal) = self.early.get() {
                 return signal;
@@ -80,16 +91,17 @@ pub struct Job {
     /// What ends it.
     pub control: Control,
     /// Its standard output.
-    pub stdout: Output,
+    pub stdout: Arc<Output>,
     /// Its standard error.
-    pub stderr: Output,
+    pub stderr: Arc<Output>,
 }
 
 impl Job {
     /// A job that has not begun; long output goes to files in `directory`.
     #[must_use]
     pub fn new(order: &StartOrder, directory: &Path) -> Self {
-        let stream = |name| Output::new(directory.join(format!("{}.{name}", order.attempt)));
+        let path = |name| directory.join(format!("{}.{name}", order.attempt));
+        let stream = |name| Arc::new(Output::new(path(name)));
         Self { control: Control::default(), stdout: stream("stdout"), stderr: stream("stderr") }
     }
 
@@ -100,68 +112,57 @@ impl Job {
     }
 }
 
-/// Runs a job to its end.
+/// Why a job never began.
+#[derive(Debug)]
+pub enum Unstarted {
+    /// It was told to end before, by this signal.
+    Killed(i32),
+    /// The executor lacks something at the moment, which another one or a later moment may have.
+    Unfit(String),
+    /// It cannot run.
+    Error {
+        /// The exit status that says so.
+        exit: i32,
+        /// Why, in words.
+        error: String,
+    },
+}
+
+impl Unstarted {
+    /// Something that the job needs cannot be had.
+    #[must_use]
+    pub const fn unable(error: String) -> Self {
+        Self::Error { exit: NOT_EXECUTABLE, error }
+    }
+}
+
+/// How a job that began has ended.
+#[derive(Debug, Default)]
+pub struct Used {
+    /// Its exit status.
+    pub exit: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// What went wrong, in words, where the status does not say it.
+    pub error: Option<String>,
+    /// CPU time in microseconds.
+    pub cpu_us: u64,
+    /// The most memory that it had, in bytes.
+    pub memory_max: u64,
+    /// What kept it apart from the machine.
+    pub isolation: Isolation,
+}
+
+/// Starts a program and waits for its end.
 ///
 /// # Errors
-/// The spawner died; there is no result.
+/// The spawner died; what became of the job is not known.
 pub async fn run(
     link: &Link,
     order: &StartOrder,
     job: &Job,
     cwd: &Path,
-    fetch: &impl stdin::Fetch,
-) -> Result<JobResult, SpawnerGone> {
-    let mut result = JobResult { started_at: entropy::wall().to_string(), ..JobResult::default() };
-    let prepared = tokio::select! {
-        biased;
-        signal = job.control.ended_early() => Err(Unstarted::Killed(signal)),
-        stdin = stdin::prepare(order, fetch) => stdin.map_err(|error| {
-            Unstarted::Error { exit: NOT_EXECUTABLE, error: format!("standard input: {error}") }
-        }),
-    };
-    let ended = match prepared {
-        Ok(stdin) => start_and_wait(link, order, job, cwd, stdin).await?,
-        Err(unstarted) => Err(unstarted),
-    };
-    job.stdout.end();
-    job.stderr.end();
-    match ended {
-        Ok(used) => fill(&mut result, &used),
-        Err(Unstarted::Killed(signal)) => result.signal = Some(signal),
-        Err(Unstarted::Error { exit, error }) => {
-            (result.exit, result.error) = (Some(exit), Some(error));
-        }
-    }
-    result.stdout = job.stdout.stream();
-    result.stderr = job.stderr.stream();
-    result.ended_at = entropy::wall().to_string();
-    Ok(result)
-}
-
-/// Why a job never began.
-enum Unstarted {
-    Killed(i32),
-    Error { exit: i32, error: String },
-}
-
-struct Used {
-    status: ExitStatus,
-    cpu_us: u64,
-    memory_max: u64,
-}
-
-fn fill(result: &mut JobResult, used: &Used) {
-    result.exit = used.status.code();
-    result.signal = used.status.signal();
-    result.cpu_us = used.cpu_us;
-    result.memory_max = used.memory_max;
-}
-
-async fn start_and_wait(
-    link: &Link,
-    order: &StartOrder,
-    job: &Job,
-    cwd: &Path,
+    room: Option<Room<'_>>,
     stdin: Option<OwnedFd>,
 ) -> Result<Result<Used, Unstarted>, SpawnerGone> {
     let pipes = pipe_pair().and_then(|stdout| Ok((stdout, pipe_pair()?)));
@@ -169,36 +170,63 @@ async fn start_and_wait(
         Ok(pipes) => pipes,
         Err(error) => {
             let error = format!("no pipe for its output: {error}");
-            return Ok(Err(Unstarted::Error { exit: NOT_EXECUTABLE, error }));
+            return Ok(Err(Unstarted::Unfit(error)));
         }
     };
     let attempt = order.attempt.to_string();
     let (id, fence) = (order.job.to_string(), order.fencing_token());
-    let own = [("UCP_JOB_ID", id.as_str()), ("UCP_JOB_FENCE", fence.as_str())];
-    let given = order.spec.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let env: Vec<_> = given.chain(own).collect();
+    let own = [("UCP_JOB_ID", id.as_bytes()), ("UCP_JOB_FENCE", fence.as_bytes())];
+    let given = order.spec.env.iter().map(|(name, value)| (name.as_str(), value.bytes()));
+    let tmp = room.map(|room| room.directory.join("tmp"));
+    let tmp = tmp.filter(|_| !order.spec.env.contains_key("TMPDIR"));
+    let tmp = tmp.iter().map(|path| ("TMPDIR", path.as_os_str().as_bytes()));
+    let env: Vec<_> = given.chain(tmp).chain(own).collect();
     let argv = &order.spec.command;
-    let program = Program { argv, env: &env, cwd, attempt: &attempt };
+    let memory = order.spec.needs.memory.map(|size| size.0);
+    let program = Program { argv, env: &env, cwd, attempt: &attempt, room, memory };
     let started = link.spawn(&program, stdout_end, stderr_end, stdin);
     job.control.job.set(Some(started.job));
     match wait(started, job, stdout, stderr).await? {
-        Ending::Exited { status, cpu_us, memory_max, strays } => {
+        Ending::Exited { status, cpu_us, memory_max, strays, out_of_memory, held } => {
             if strays > 0 {
                 tracing::info!("attempt {attempt} left {strays} processes behind; killed");
             }
-            Ok(Ok(Used { status: ExitStatus::from_raw(status), cpu_us, memory_max }))
+            let status = ExitStatus::from_raw(status);
+            let (exit, signal) = (status.code(), status.signal());
+            let error = memory
+                .filter(|_| out_of_memory)
+                .map(|bytes| format!("killed: it used more than its {} of memory", Size(bytes)));
+            let isolation = link.isolation(held);
+            Ok(Ok(Used { exit, signal, error, cpu_us, memory_max, isolation }))
         }
-        Ending::Failed { errno } => {
-            let errno = Errno::from_raw(errno);
-            let exit = if errno == Errno::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE };
-            let name = argv.first().map_or("", String::as_str);
-            let error = match errno {
-                Errno::ENOENT => format!("program {name:?} was not found"),
-                other => format!("program {name:?} cannot be executed: {}", other.desc()),
-            };
-            Ok(Err(Unstarted::Error { exit, error }))
+        Ending::Failed { step, errno } => {
+            let name = argv.first().cloned().unwrap_or_default();
+            Ok(Err(unstarted(&name, step, Errno::from_raw(errno))))
         }
     }
+}
+
+/// Why a program did not start, in words.
+fn unstarted(name: &Text, step: Step, errno: Errno) -> Unstarted {
+    let exit = match (step, errno) {
+        (Step::Program, Errno::ENOENT) => NOT_FOUND,
+        _ => NOT_EXECUTABLE,
+    };
+    let error = match (step, errno) {
+        (Step::Program, Errno::ENOENT) => format!("program {name:?} was not found"),
+        (Step::Program, _) => format!("program {name:?} cannot be executed: {}", errno.desc()),
+        (Step::Directory, _) => {
+            let words = format!("it cannot begin in its directory: {}", errno.desc());
+            return Unstarted::Unfit(words);
+        }
+        (Step::Isolation, _) => {
+            return Unstarted::Unfit(format!("it cannot be kept apart: {}", errno.desc()));
+        }
+        (Step::Process, _) => {
+            return Unstarted::Unfit(format!("no process can be made: {}", errno.desc()));
+        }
+    };
+    Unstarted::Error { exit, error }
 }
 
 fn pipe_pair() -> std::io::Result<(pipe::Receiver, OwnedFd)> {

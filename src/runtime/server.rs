@@ -16,7 +16,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
 use crate::proto::event::{self, JobRef, Reply};
 use crate::proto::fact::{Body as FactBody, Reported};
@@ -27,7 +29,7 @@ use crate::runtime::blobs::Blobs;
 use crate::runtime::client::{SESSION_PROTOCOL, SESSION_ROUTE};
 use crate::runtime::endpoint::Stream;
 use crate::runtime::session;
-use crate::runtime::store::{Reader, StoreError};
+use crate::runtime::store::{Disk, Reader, StoreError};
 use crate::wire::problem::Problem;
 
 use answer::Handled;
@@ -57,6 +59,7 @@ pub struct Context {
     data: PathBuf,
     reader: Arc<Mutex<Option<Reader>>>,
     connections: Cell<usize>,
+    turned_away: Cell<usize>,
     fewer: Notify,
 }
 
@@ -65,14 +68,19 @@ impl Context {
     #[must_use]
     pub fn new(hub: Rc<Hub>, blobs: Arc<Blobs>, data: PathBuf) -> Self {
         let (connections, fewer) = (Cell::new(0), Notify::new());
-        Self { hub, blobs, data, reader: Arc::default(), connections, fewer }
+        let (reader, turned_away) = (Arc::default(), Cell::new(0));
+        Self { hub, blobs, data, reader, connections, turned_away, fewer }
     }
 
     /// Asks the core something that has one answer.
     ///
     /// # Errors
-    /// The core refused, or the broker is stopping.
+    /// The core refused, the disk is full, or the broker is stopping.
     pub async fn ask(&self, request: event::Request) -> Result<Reply, Problem> {
+        // The core knows what is not durable yet: what it says would have to wait as well.
+        if self.hub.disk() == Disk::Stalled {
+            return Err(answer::disk_full());
+        }
         let mail = self.hub.open();
         mail.ask(request).await?;
         match mail.next().await? {
@@ -164,6 +172,8 @@ impl Context {
 
 /// Takes connections until the broker stops.
 pub async fn accept(context: Rc<Context>, listener: Listener) {
+    let most = connections_max();
+    let mut said: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -171,12 +181,18 @@ pub async fn accept(context: Rc<Context>, listener: Listener) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) if context.connections.get() < limits::CONNECTIONS_MAX => {
-                tokio::task::spawn_local(serve(Rc::clone(&context), stream, peer));
+            Ok((stream, peer)) if context.connections.get() < most => {
+                // Counted before its task runs: more may come before that.
+                let counted = Counted::new(&context);
+                tokio::task::spawn_local(serve(counted, stream, peer));
             }
-            Ok((stream, _)) => turn_away(&stream),
+            Ok((stream, _)) => turn_away(&context, stream, most),
             Err(error) => {
-                tracing::warn!("no connection can be taken on {}: {error}", listener.address());
+                if said.is_none_or(|said| said.elapsed() > limits::ACCEPT_WARN_EVERY) {
+                    let address = listener.address();
+                    tracing::warn!("no connection can be taken on {address}: {error}");
+                    said = Some(Instant::now());
+                }
                 // Most often all descriptors are in use; some come back when connections end.
                 tokio::time::sleep(limits::ACCEPT_PAUSE).await;
             }
@@ -184,9 +200,18 @@ pub async fn accept(context: Rc<Context>, listener: Listener) {
     }
 }
 
+/// How many connections there may be: as many as the system gives descriptors for, less what
+/// files need.
+fn connections_max() -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    let (given, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+    let given = usize::try_from(given).unwrap_or(usize::MAX);
+    limits::CONNECTIONS_MAX.min(given.saturating_sub(limits::DESCRIPTORS_KEPT).max(given / 4))
+}
+
 /// Answers a connection that is one too many, without waiting for its request.
-fn turn_away(stream: &Stream) {
-    let what = format!("{} connections are open already", limits::CONNECTIONS_MAX);
+fn turn_away(context: &Rc<Context>, mut stream: Stream, most: usize) {
+    let what = format!("{most} connections are open already, and no more may be");
     let problem = Problem::new(503, "too-many-connections", what).retryable();
     let text = serde_json::to_string(&problem).expect("problems have only string keys");
     let head = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n";
@@ -194,33 +219,48 @@ fn turn_away(stream: &Stream) {
     let size = text.len();
     let answer = format!("{head}content-type: {kind}\r\ncontent-length: {size}\r\n\r\n{text}");
     // A fresh socket has room for it; who does not read it sees the connection close.
-    let _ = match stream {
+    let _ = match &stream {
         Stream::Unix(stream) => stream.try_write(answer.as_bytes()),
         Stream::Tcp(stream) => stream.try_write(answer.as_bytes()),
     };
+    if context.turned_away.get() >= limits::TURNED_AWAY_MAX {
+        return;
+    }
+    context.turned_away.set(context.turned_away.get() + 1);
+    let context = Rc::clone(context);
+    tokio::task::spawn_local(async move {
+        // A connection that is closed with bytes unread may take the answer with it.
+        let _ = timeout(limits::CLOSE_WITHIN, async {
+            let _ = stream.shutdown().await;
+            let mut buffer = [0; 4096];
+            while let Ok(1..) = stream.read(&mut buffer).await {}
+        })
+        .await;
+        context.turned_away.set(context.turned_away.get() - 1);
+    });
 }
 
 /// A connection or session counts as long as this lives.
-struct Counted<'a>(&'a Context);
+struct Counted(Rc<Context>);
 
-impl<'a> Counted<'a> {
-    fn new(context: &'a Context) -> Self {
+impl Counted {
+    fn new(context: &Rc<Context>) -> Self {
         context.connections.set(context.connections.get() + 1);
-        Self(context)
+        Self(Rc::clone(context))
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.connections.set(self.0.connections.get() - 1);
         self.0.fewer.notify_one();
     }
 }
 
-async fn serve(context: Rc<Context>, stream: Stream, peer: Option<i32>) {
-    let _counted = Counted::new(&context);
+async fn serve(counted: Counted, stream: Stream, peer: Option<i32>) {
+    let context = &counted.0;
     let service = service_fn(|request: Request<Incoming>| {
-        let context = Rc::clone(&context);
+        let context = Rc::clone(context);
         async move { Ok::<_, Infallible>(respond(context, request, peer).await) }
     });
     let connection = http1::Builder::new()
@@ -273,6 +313,7 @@ async fn route(context: Rc<Context>, request: Request<Incoming>, peer: Option<i3
         ["v1", "executors"] if get => books::executors(&context).await,
         ["v1", "audit"] if get => books::audit(&context).await,
         ["v1", "facts"] if get => facts::facts(context, request).await,
+        ["readyz"] if get && context.hub.disk() != Disk::Well => Err(answer::disk_full()),
         ["healthz" | "readyz"] if get => books::health(&context).await,
         ["v1", "status" | "executors" | "audit" | "facts"] | ["healthz" | "readyz"] => wrong("GET"),
         ["v1", "executors", "session"] if post => open_session(context, request, peer),
@@ -304,8 +345,9 @@ fn open_session(
         .hint(format!("ask for 'Upgrade: {SESSION_PROTOCOL}'")));
     }
     let upgrade = hyper::upgrade::on(&mut request);
+    let counted = Counted::new(&context);
     tokio::task::spawn_local(async move {
-        let _counted = Counted::new(&context);
+        let hub = Rc::clone(&counted.0.hub);
         let upgraded = match upgrade.await {
             Ok(upgraded) => upgraded,
             Err(error) => return tracing::debug!("a session did not come about: {error}"),
@@ -313,7 +355,7 @@ fn open_session(
         match upgraded.downcast::<TokioIo<Stream>>() {
             Ok(parts) => {
                 let stream = parts.io.into_inner();
-                session::serve(Rc::clone(&context.hub), stream, &parts.read_buf, peer).await;
+                session::serve(hub, stream, &parts.read_buf, peer).await;
             }
             Err(_) => tracing::error!("a session came over a connection of another kind"),
         }

@@ -3,7 +3,8 @@
 //! Decides nothing: what an executor says goes to the core, what the core orders goes to the
 //! executor. Live output alone goes past the core, straight to whoever follows it.
 //! Law: a session is told to the core as opened before its first message, and as closed after
-//! its last; on the same host together with whether the process has gone (peer.rs).
+//! its last; on the same host together with whether the process has gone (peer.rs), and then with
+//! whether its jobs have (tree.rs).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -24,9 +25,11 @@ use crate::wire::lines::{LineError, Lines};
 
 use follow::Follower;
 use peer::Peer;
+use tree::Tree;
 
 pub mod follow;
 pub mod peer;
+mod tree;
 
 /// Why a session ends.
 #[derive(Debug, thiserror::Error)]
@@ -215,7 +218,8 @@ where
     let (reader, mut writer) = tokio::io::split(stream);
     let mut lines = Lines::new();
     lines.push(early);
-    let mut incoming = Incoming { reader, lines, buffer: vec![0; limits::BODY_PIECE_BYTES] };
+    let mut incoming =
+        Incoming { reader, lines, buffer: vec![0; limits::BODY_PIECE_BYTES], size: 0 };
     let greeted = match timeout(limits::HELLO_WITHIN, greet(&mut incoming)).await {
         Ok(greeted) => greeted.and_then(|hello| Ok((hello, hub.sessions.add()?))),
         Err(_) => Err(SessionEnd::Refused {
@@ -232,8 +236,10 @@ where
         }
     };
     let executor = hello.executor.clone();
+    let tree = Tree::watch(&hello);
     tracing::debug!("{executor} opens session {}", session.0);
-    let end = match hub.inbox.push(Input::SessionOpened { session, hello }).await {
+    let opened = Input::SessionOpened { session, hello };
+    let end = match hub.inbox.push(opened, incoming.size).await {
         Err(_) => SessionEnd::Stopping,
         Ok(()) => tokio::select! {
             end = read(&hub, session, &link, &mut incoming) => end,
@@ -247,7 +253,8 @@ where
         _ => peer.is_gone_within(limits::PROCESS_GONE_WITHIN).await,
     };
     tracing::debug!("session {} of {executor} ends: {end}", session.0);
-    hub.inbox.push_now(Input::SessionClosed { session, process_gone });
+    let tree_gone = process_gone && tree.is_gone_within(limits::TREE_GONE_WITHIN).await;
+    hub.inbox.push_now(Input::SessionClosed { session, process_gone, tree_gone });
     refuse(&mut writer, end).await;
 }
 
@@ -255,6 +262,8 @@ struct Incoming<R> {
     reader: R,
     lines: Lines,
     buffer: Vec<u8>,
+    /// Bytes of the latest message.
+    size: usize,
 }
 
 impl<R: AsyncRead + Unpin> Incoming<R> {
@@ -262,7 +271,9 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
     async fn next(&mut self) -> Result<ExecutorMessage, SessionEnd> {
         loop {
             while let Some(line) = self.lines.next() {
-                if let Some(message) = parse(&line?)? {
+                let line = line?;
+                if let Some(message) = parse(&line)? {
+                    self.size = line.len();
                     return Ok(message);
                 }
             }
@@ -326,7 +337,8 @@ async fn read<R: AsyncRead + Unpin>(
             link.relay(message);
             continue;
         }
-        if hub.inbox.push(Input::Message { session, message }).await.is_err() {
+        let pushed = hub.inbox.push(Input::Message { session, message }, incoming.size).await;
+        if pushed.is_err() {
             return SessionEnd::Stopping;
         }
     }

@@ -18,6 +18,8 @@ use crate::proto::message::ResultMessage;
 
 /// The version of the files.
 const SPOOL_VERSION: u32 = 1;
+/// The extension of a file that is being written.
+const BESIDE: &str = "new";
 
 #[derive(Serialize, Deserialize)]
 struct Spooled {
@@ -69,6 +71,9 @@ impl Spool {
             let path = entry.map_err(failed("read", &directory))?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
                 results.extend(read(&path)?);
+            } else if path.extension().is_some_and(|extension| extension == BESIDE) {
+                // It was not whole when that life ended.
+                std::fs::remove_file(&path).map_err(failed("remove", &path))?;
             }
         }
         results.sort_by(|a: &ResultMessage, b| a.attempt.cmp(&b.attempt));
@@ -89,7 +94,7 @@ impl Spool {
         }
         for result in results {
             let path = self.path(&result.attempt);
-            let beside = path.with_extension("new");
+            let beside = path.with_extension(BESIDE);
             let spooled = Spooled { v: SPOOL_VERSION, result: result.clone() };
             let text = serde_json::to_vec(&spooled).expect("a result has only string keys");
             let mut options = File::options();
@@ -98,7 +103,11 @@ impl Spool {
                 file.write_all(&text)?;
                 file.sync_all()
             });
-            written.map_err(failed("write", &beside))?;
+            if let Err(error) = written {
+                // A piece of it would stay where the disk is full for a while.
+                let _ = std::fs::remove_file(&beside);
+                return Err(failed("write", &beside)(error));
+            }
             std::fs::rename(&beside, &path).map_err(failed("rename", &beside))?;
         }
         sync_directory(&self.directory)
@@ -197,6 +206,15 @@ mod tests {
             assert!(!damaged.exists());
         }
         assert!(directory.path().join("north-1.2.json.damaged").exists());
+    }
+
+    #[test]
+    fn what_was_being_written_when_a_life_ended_is_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("north-1.1.new");
+        std::fs::write(&path, r#"{"v":1,"res"#).expect("room");
+        let (_, left) = Spool::open(directory.path().to_owned()).expect("a spool");
+        assert!(left.is_empty() && !path.exists());
     }
 
     #[test]

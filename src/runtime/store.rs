@@ -22,6 +22,7 @@ mod check;
 mod reader;
 mod rows;
 mod schema;
+mod space;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -29,6 +30,7 @@ mod writer;
 pub use check::{Checked, Fault};
 pub use reader::{Entry, Reader};
 pub use schema::SCHEMA_VERSION;
+pub use space::Disk;
 pub use writer::{Done, Writer};
 
 /// The name of the store's file in its data directory.
@@ -86,9 +88,9 @@ pub enum StoreError {
         /// What SQLite says.
         source: rusqlite::Error,
     },
-    /// The store cannot be written: the disk is full or broken. The transaction counts as not held
-    /// (after a failed sync it may still be found at the next start, whole), and this writer takes
-    /// no more. Opening the store again may help.
+    /// The store cannot be written: the disk is broken, or full when the writer ends. The
+    /// transaction counts as not held (after a failed sync it may still be found at the next start,
+    /// whole), and this writer takes no more. Opening the store again may help.
     #[error("cannot write the store {}", path.display())]
     Write {
         /// The store's file.
@@ -109,6 +111,10 @@ pub enum StoreError {
     /// nothing may leave that depends on it. This writer takes no more.
     #[error("the log's continuity cannot be kept")]
     Continuity(#[from] ContinuityError),
+    /// The disk is full, and what is not durable would have to be waited for. Nothing was lost that
+    /// was acknowledged.
+    #[error("the disk is full")]
+    Full,
     /// The writer has ended. Nothing changed.
     #[error("the store's writer has ended")]
     Closed,
@@ -127,13 +133,33 @@ impl StoreError {
         }
     }
 
+    /// Whether there was no room on the disk, so that the same write succeeds once there is. Room
+    /// for the index of the write-ahead log is asked for in another way.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
+        match self {
+            Self::Write { source, .. } => source.sqlite_error().is_some_and(|error| {
+                error.code == rusqlite::ErrorCode::DiskFull
+                    || error.extended_code == SQLITE_IOERR_SHMSIZE
+            }),
+            Self::Continuity(ContinuityError::Write { source, .. }) => {
+                use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+                matches!(source.kind(), StorageFull | QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+
     /// What a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Newer { .. } => Some("use a program that is as new, or another --data"),
             Self::Foreign(_) => Some("say another place with --data DIR"),
-            Self::Write { .. } => Some("make room on the disk and start again: nothing is lost"),
+            Self::Write { .. } | Self::Full => {
+                Some("make room on the disk and start again: nothing is lost")
+            }
             _ if self.is_damage() => Some("'ucp-broker check' tells all that is damaged"),
             _ => None,
         }

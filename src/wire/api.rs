@@ -3,6 +3,8 @@
 //! Pure. One struct a line; `kind` is its `type`. Field order is fixed, so that the answers of
 //! brokers that hold the same facts are the same bytes.
 
+mod books;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -12,9 +14,15 @@ use crate::proto::capability::Needs;
 use crate::proto::clock::Clock;
 use crate::proto::fact::Reported;
 use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId};
+use crate::proto::isolation::Isolation;
 use crate::proto::job::JobSpec;
-use crate::proto::result::Stream;
-use crate::proto::view::{Ended, ExecutorView, JobState, JobSummary, JobView, StatusView, Verdict};
+use crate::proto::result::{OutputFile, Stream};
+use crate::proto::text::Text;
+use crate::proto::view::{
+    Ended, ExecutorView, JobState, JobSummary, JobView, RunningView, Verdict, WhyView,
+};
+
+pub use self::books::{AuditLine, AuditedLog, StableShown, StatusLine};
 
 /// The media type of JSON Lines.
 pub const NDJSON: &str = "application/x-ndjson";
@@ -62,9 +70,12 @@ pub struct ResultLine {
     /// The element's number, with `--each`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
-    /// The element's item, with `--each`.
+    /// The element's item, with `--each`: the text itself, or base64 where `item_encoding` says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<String>,
+    /// `base64` where the item is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item_encoding: Option<Kind>,
     /// How it ended; `parked` for one that is held back.
     pub state: JobState,
     /// The generation.
@@ -120,6 +131,15 @@ pub struct ResultLine {
     /// Whether more was written to either than is kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
+    /// The files that it left behind and its spec names, by path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub outputs: BTreeMap<String, OutputFile>,
+    /// What kept it apart from the machine.
+    #[serde(default, skip_serializing_if = "Isolation::is_unknown")]
+    pub isolation: Isolation,
+    /// What could not be proven of its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unproven: Option<String>,
     /// The executor's wall clock at the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
@@ -153,6 +173,7 @@ impl ResultLine {
             job: ended.job,
             index,
             item: None,
+            item_encoding: None,
             state: ended.state,
             generation: ended.generation,
             exit: None,
@@ -172,6 +193,9 @@ impl ResultLine {
             stderr_blob: None,
             stderr_encoding: None,
             truncated: false,
+            outputs: BTreeMap::new(),
+            isolation: Isolation::default(),
+            unproven: None,
             started_at: None,
             ended_at: None,
             cpu_us: None,
@@ -195,11 +219,26 @@ impl ResultLine {
         (self.stdout, self.stdout_blob, self.encoding) = shown(&result.stdout);
         (self.stderr, self.stderr_blob, self.stderr_encoding) = shown(&result.stderr);
         self.truncated = result.stdout.truncated || result.stderr.truncated;
+        self.outputs.clone_from(&result.outputs);
+        self.isolation.clone_from(&result.isolation);
+        self.unproven.clone_from(&result.unproven);
         self.started_at = Some(result.started_at.clone());
         self.ended_at = Some(result.ended_at.clone());
         self.cpu_us = Some(result.cpu_us);
         self.memory_max = Some(result.memory_max);
     }
+}
+
+/// A job whose end is not known to who waited for it. `type`: `unknown`; only on `--status-fd`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnknownLine {
+    /// `unknown`.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The job.
+    pub job: JobId,
+    /// Why it is not known.
+    pub reason: String,
 }
 
 /// A job runs, or runs anew. `type`: `attempt`. Part of a followed output.
@@ -250,8 +289,8 @@ pub struct JobLine {
     pub name: Option<String>,
     /// Its urgency.
     pub precedence: crate::proto::precedence::Precedence,
-    /// Program and arguments.
-    pub command: Vec<String>,
+    /// Program and arguments; the name of the module and its arguments.
+    pub command: Vec<Text>,
     /// Attempts so far.
     pub attempts: u32,
     /// Where it runs or ran last.
@@ -267,6 +306,14 @@ pub struct JobLine {
     pub submitted_at: String,
 }
 
+fn words(spec: &JobSpec) -> Vec<Text> {
+    let module = spec.wasm.iter().map(|module| {
+        let name = module.name.as_deref().unwrap_or(crate::proto::job::MODULE_NAME);
+        Text::from(name)
+    });
+    module.chain(spec.command.iter().chain(&spec.args).cloned()).collect()
+}
+
 impl From<&JobSummary> for JobLine {
     fn from(job: &JobSummary) -> Self {
         Self {
@@ -276,7 +323,7 @@ impl From<&JobSummary> for JobLine {
             generation: job.generation,
             name: job.spec.name.clone(),
             precedence: job.spec.precedence,
-            command: job.spec.command.clone(),
+            command: words(&job.spec),
             attempts: job.attempts,
             executor: job.executor.clone(),
             exit: job.exit,
@@ -346,6 +393,9 @@ pub struct AttemptShown {
     /// Why it was lost or revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What could not be proven of its processes when it was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unproven: Option<String>,
     /// The clock of its `deployed` fact.
     pub clock: Clock,
     /// The wall clock of whoever deployed it.
@@ -389,6 +439,7 @@ impl ShowLine {
             fence: attempt.fence,
             state: attempt.state.into(),
             reason: attempt.reason.clone(),
+            unproven: attempt.unproven.clone(),
             clock: attempt.clock.clone(),
             deployed_at: attempt.deployed_at.clone(),
         });
@@ -444,8 +495,21 @@ pub struct WhyLine {
     pub job: JobId,
     /// Where it stands.
     pub state: JobState,
-    /// What it waits for, or why it stands where it stands.
+    /// Its name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What it waits for, or why it stands where it stands, one sentence each.
     pub reasons: Vec<String>,
+    /// The attempts that are under way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub running: Vec<RunningView>,
+}
+
+impl From<WhyView> for WhyLine {
+    fn from(view: WhyView) -> Self {
+        let WhyView { job, name, state, reasons, running } = view;
+        Self { kind: "why".into(), job, state, name, reasons, running }
+    }
 }
 
 /// One executor. `type`: `executor`.
@@ -457,101 +521,6 @@ pub struct ExecutorLine {
     /// What the broker sees of it.
     #[serde(flatten)]
     pub view: ExecutorView,
-}
-
-/// The broker at a glance. `type`: `status`. Answer to `GET /v1/status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StatusLine {
-    /// `status`.
-    #[serde(rename = "type")]
-    pub kind: Kind,
-    /// The log it writes.
-    pub log: LogId,
-    /// Its version.
-    pub version: Kind,
-    /// Its process id.
-    pub pid: u32,
-    /// Time since it opened its log, in seconds.
-    pub uptime_s: u64,
-    /// The version vector.
-    pub vector: BTreeMap<LogId, u64>,
-    /// The hash of what it holds.
-    pub digest: Digest,
-    /// Jobs in each state.
-    pub jobs: BTreeMap<String, u64>,
-    /// Executors with a session.
-    pub executors: u64,
-    /// Other brokers; none is known to a broker that stands alone.
-    pub peers: Vec<serde_json::Value>,
-    /// Active emergencies.
-    pub emergencies: Vec<serde_json::Value>,
-    /// What is final: with one broker every outcome is at once.
-    pub stable: StableShown,
-}
-
-/// How far outcomes are final.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StableShown {
-    /// What every broker of the roster holds.
-    pub cut: BTreeMap<LogId, u64>,
-    /// The logs that it waits for.
-    pub waits_for: Vec<LogId>,
-}
-
-impl StatusLine {
-    /// The line of a broker's status.
-    #[must_use]
-    pub fn new(view: &StatusView, version: &'static str, pid: u32) -> Self {
-        let count = |state: &JobState| view.jobs.get(state).copied().unwrap_or(0);
-        let jobs = JobState::ALL.iter().map(|state| (state.word().to_owned(), count(state)));
-        Self {
-            kind: "status".into(),
-            log: view.log.clone(),
-            version: version.into(),
-            pid,
-            uptime_s: view.uptime_ms / 1000,
-            vector: view.vector.clone(),
-            digest: view.digest,
-            jobs: jobs.collect(),
-            executors: view.executors,
-            peers: vec![],
-            emergencies: vec![],
-            stable: StableShown { cut: view.vector.clone(), waits_for: vec![] },
-        }
-    }
-}
-
-/// The answer to `GET /v1/audit`. `type`: `audit`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AuditLine {
-    /// `audit`.
-    #[serde(rename = "type")]
-    pub kind: Kind,
-    /// Whether everything adds up.
-    pub ok: bool,
-    /// The books of each log.
-    pub logs: BTreeMap<LogId, AuditedLog>,
-    /// One sentence for each fault.
-    pub faults: Vec<String>,
-}
-
-/// The books of one log: submitted = waiting + running + parked + ended.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct AuditedLog {
-    /// The last seq that the core holds.
-    pub seq: u64,
-    /// The last seq that the store holds.
-    pub stored_seq: u64,
-    /// Jobs that were born in it.
-    pub submitted: u64,
-    /// Jobs that wait.
-    pub waiting: u64,
-    /// Jobs that run.
-    pub running: u64,
-    /// Jobs that are parked.
-    pub parked: u64,
-    /// Jobs that ended.
-    pub ended: u64,
 }
 
 /// A daemon is ready. `type`: `ready`; printed once on stdout.

@@ -59,6 +59,11 @@ impl Lines {
     /// The next whole line, without its end; `None` when more bytes are needed.
     #[allow(clippy::should_implement_trait)] // more bytes may come after None
     pub fn next(&mut self) -> Option<Result<String, LineError>> {
+        self.next_bytes().map(|line| self.text(line?))
+    }
+
+    /// Like [`Lines::next`], for lines of any bytes.
+    pub fn next_bytes(&mut self) -> Option<Result<Vec<u8>, LineError>> {
         loop {
             let end = self.held[self.searched..].iter().position(|byte| *byte == b'\n');
             let Some(end) = end.map(|at| at + self.searched) else {
@@ -76,12 +81,21 @@ impl Lines {
 
     /// The last line where it lacks its end; call at the end of the stream, after `next`.
     pub fn rest(&mut self) -> Option<Result<String, LineError>> {
+        self.rest_bytes().map(|line| self.text(line?))
+    }
+
+    /// Like [`Lines::rest`], for lines of any bytes.
+    pub fn rest_bytes(&mut self) -> Option<Result<Vec<u8>, LineError>> {
         let line = self.held.split_off(self.start);
         *self = Self { number: self.number, skipping: self.skipping, ..Self::default() };
         if line.is_empty() { None } else { self.finish(line) }
     }
 
-    fn finish(&mut self, mut line: Vec<u8>) -> Option<Result<String, LineError>> {
+    fn text(&self, line: Vec<u8>) -> Result<String, LineError> {
+        String::from_utf8(line).map_err(|_| LineError::Encoding { number: self.number })
+    }
+
+    fn finish(&mut self, mut line: Vec<u8>) -> Option<Result<Vec<u8>, LineError>> {
         self.number += 1;
         if std::mem::take(&mut self.skipping) {
             return None;
@@ -96,11 +110,11 @@ impl Lines {
         if line.len() > limits::LINE_BYTES_MAX {
             return Some(Err(LineError::Long { number }));
         }
-        Some(String::from_utf8(line).map_err(|_| LineError::Encoding { number }))
+        Some(Ok(line))
     }
 
     /// Gives up a line that is too long as soon as that is known.
-    fn drop_long(&mut self) -> Option<Result<String, LineError>> {
+    fn drop_long(&mut self) -> Option<Result<Vec<u8>, LineError>> {
         let long = self.held.len() - self.start > limits::LINE_BYTES_MAX;
         if !long && !self.skipping {
             return None;

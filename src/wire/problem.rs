@@ -69,6 +69,7 @@ impl Problem {
             Refusal::NotFound(_) => 404,
             Refusal::Spec(_) | Refusal::TooMany { .. } => 422,
             Refusal::QueueFull(_) => 503,
+            Refusal::DiskFull => 507,
             _ => 409,
         };
         Self {

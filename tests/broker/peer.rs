@@ -65,6 +65,15 @@ impl Http {
         stream
     }
 
+    /// Begins a request where the broker may be unable to take the connection.
+    pub fn connect_and_ask(&self, method: &str, path: &str) -> Option<UnixStream> {
+        let mut stream = UnixStream::connect(&self.0).ok()?;
+        stream.set_read_timeout(Some(DEADLINE)).ok()?;
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).ok()?;
+        Some(stream)
+    }
+
     pub fn ask(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> Answer {
         read_answer(self.begin(method, path, kind, body))
     }
@@ -155,6 +164,7 @@ pub struct Played {
 pub fn hello(name: &str, slots: u32) -> Hello {
     let memory = Size(1 << 30);
     Hello {
+        cgroup: None,
         v: SESSION_VERSION,
         executor: format!("{name}-00000001").parse().expect("a name"),
         incarnation: Incarnation { boot: "boot".into(), life: 7 },
@@ -165,6 +175,8 @@ pub fn hello(name: &str, slots: u32) -> Hello {
             labels: std::collections::BTreeMap::new(),
             arch: "x86_64".into(),
             native: true,
+            wasm: true,
+            isolation: ucp::proto::isolation::Isolation::default(),
         },
         load: Load { disk_free: memory, cpu_free: 100, battery: None },
         heartbeat: Span::from_millis(1000),
@@ -219,8 +231,8 @@ impl Played {
         }
     }
 
-    /// Reports a result and waits for its acknowledgement.
-    pub fn report(&mut self, order: &StartOrder, result: JobResult) {
+    /// Sends a result.
+    pub fn send_result(&mut self, order: &StartOrder, result: JobResult) {
         let message = ResultMessage {
             attempt: order.attempt.clone(),
             job: order.job,
@@ -229,6 +241,11 @@ impl Played {
             clock: Clock::default(),
         };
         self.say(&ExecutorMessage::Result(Box::new(message)));
+    }
+
+    /// Reports a result and waits for its acknowledgement.
+    pub fn report(&mut self, order: &StartOrder, result: JobResult) {
+        self.send_result(order, result);
         let attempt = order.attempt.clone();
         loop {
             match self.hear() {

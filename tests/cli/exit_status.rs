@@ -5,8 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::{contains, is_empty, starts_with};
 use serde_json::Value;
+use ucp::proto::result::JobResult;
 
 use crate::common::{TestEnv, wait_until};
+use crate::peer::{Played, hello, read_head, wrote};
 
 #[test]
 fn row_0_help_and_version_go_to_stdout() {
@@ -141,4 +143,100 @@ fn row_130_somebody_else_cancels() {
     let output = submit.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(130));
     assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("{job}: cancelled")));
+}
+
+#[test]
+fn row_1_the_answer_is_no() {
+    let env = TestEnv::new();
+    let _broker = env.broker();
+    let _executor = env.executor("one", 2);
+    let ended = env.run("ucp-submit", &["--detach", "--", "true"]).stdout;
+    let ended = String::from_utf8(ended).expect("an id").trim().to_owned();
+    env.submit().args(["wait", &ended]).assert().code(0);
+    let said = contains("cannot cancel: ");
+    env.submit().args(["cancel", &ended]).assert().code(1).stdout("").stderr(said);
+    env.submit().args(["--each", "--", "false"]).write_stdin("a\n").assert().code(1);
+}
+
+#[test]
+fn row_73_and_74_what_cannot_be_created_or_written() {
+    let env = TestEnv::new();
+    let _broker = env.broker();
+    let _executor = env.executor("one", 2);
+    std::fs::write(env.path("file"), "").expect("a file");
+    let said = starts_with("ucp-submit: cannot create file/x: ");
+    let create = ["--out-dir", "file/x", "--", "true"];
+    env.submit().args(create).assert().code(73).stdout("").stderr(said);
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+    let mut list = env.command("ucp-submit");
+    let list = list.args(["--json", "--", "true"]).stdout(full).output().expect("it starts");
+    let said = String::from_utf8_lossy(&list.stderr).into_owned();
+    assert_eq!(list.status.code(), Some(74), "{said}");
+    assert!(said.starts_with("ucp-submit: cannot write to stdout: "), "{said}");
+}
+
+#[test]
+fn row_76_somebody_else_answers() {
+    let env = TestEnv::new();
+    let socket = env.path("strange.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    let strange = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut reader = std::io::BufReader::new(stream.try_clone().expect("a second handle"));
+        read_head(&mut reader);
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nhi\n";
+        std::io::Write::write_all(&mut stream, answer).expect("the client reads");
+    });
+    let address = format!("unix:{}", socket.display());
+    let said = contains("the broker's answer is not understood").and(contains("hint: "));
+    let show = ["--broker", &address, "show", "abcdef"];
+    env.submit().args(show).assert().code(76).stdout("").stderr(said);
+    strange.join().expect("it ends");
+}
+
+#[test]
+fn row_125_an_output_that_was_not_made_and_a_parked_job() {
+    let env = TestEnv::new();
+    let _broker = env.broker_with(&["--reconnect-grace", "1ms"]);
+    let run = |arguments: &[&str], result: Option<JobResult>| {
+        let mut executor = Played::join(&env.socket(), hello("played", 1));
+        let mut submit = env.command("ucp-submit");
+        submit.args(["--json"]).args(arguments).stdin(std::process::Stdio::null());
+        submit.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let submit = submit.spawn().expect("it starts");
+        let order = executor.start();
+        if let Some(result) = result {
+            executor.report(&order, result);
+        }
+        drop(executor);
+        submit.wait_with_output().expect("it ends")
+    };
+    let missing = Some("output \"x\" was not made".to_owned());
+    let missing = JobResult { error: missing, ..wrote(b"", b"") };
+    for (arguments, result, words) in [
+        (&["--out", "x", "--", "true"][..], Some(missing), "output \"x\" was not made"),
+        (&["--max-lost", "1", "--", "true"], None, "parked: "),
+    ] {
+        let output = run(arguments, result);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(125), "{said}");
+        assert!(said.starts_with("ucp-submit: 0") && said.contains(words), "{said}");
+    }
+}
+
+#[test]
+fn rows_of_the_job_itself_its_status_126_127_and_128_plus_the_signal() {
+    let env = TestEnv::new();
+    let _broker = env.broker();
+    let _executor = env.executor("one", 2);
+    std::fs::write(env.path("plain"), "").expect("a file");
+    let plain = env.path("plain").display().to_string();
+    for (command, code) in [
+        (&["sh", "-c", "exit 42"][..], 42),
+        (&["sh", "-c", "kill -KILL $$"], 137),
+        (&["there-is-no-such-program"], 127),
+        (&[&*plain], 126),
+    ] {
+        env.submit().arg("--").args(command).assert().code(code).stdout("");
+    }
 }

@@ -138,13 +138,15 @@ fn a_broker_that_starts_again_is_noticed_on_stderr_alone() {
 }
 
 #[test]
-fn ctrl_c_cancels_and_term_detaches() {
+fn ctrl_c_cancels_and_term_and_hup_detach() {
     let env = TestEnv::new();
     let _broker = env.broker();
     let _executor = env.executor("one", 2);
-    for (signal, code, word) in
-        [(Signal::SIGINT, 130, "cancelled"), (Signal::SIGTERM, 126, "detached")]
-    {
+    for (signal, code, word) in [
+        (Signal::SIGINT, 130, "cancelled"),
+        (Signal::SIGTERM, 126, "detached"),
+        (Signal::SIGHUP, 126, "detached"),
+    ] {
         let latch = Latch { env: &env, name: signal.as_str() };
         let mut submit = env.command("ucp-submit");
         let submit = submit.args(["--", "sh", "-c", &latch.script()]).stdin(Stdio::null());
@@ -158,6 +160,23 @@ fn ctrl_c_cancels_and_term_detaches() {
         assert!(said.lines().any(|line| line.starts_with("ucp-submit: 0") && line.contains(word)));
         latch.release();
     }
+}
+
+#[test]
+fn ctrl_c_waits_until_the_processes_of_the_job_are_gone() {
+    let env = TestEnv::new();
+    let _broker = env.broker();
+    let _executor = env.executor("one", 1);
+    let script = "trap '' TERM; echo $$ >\"$0\"; while :; do sleep 0.01; done";
+    let mut submit = env.command("ucp-submit");
+    let submit = submit.args(["--", "sh", "-c", script]).arg(env.path("pid")).stdin(Stdio::null());
+    let mut submit = submit.stderr(Stdio::null()).spawn().expect("it starts");
+    let job = wait_until("the job runs", || env.lines("pid").first()?.parse::<i32>().ok());
+    let pid = i32::try_from(submit.id()).expect("a pid");
+    nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGINT).expect("it is there");
+    assert_eq!(submit.wait().expect("it ends").code(), Some(130));
+    let gone = nix::sys::signal::kill(Pid::from_raw(job), None);
+    assert_eq!(gone, Err(nix::errno::Errno::ESRCH), "it was killed and reaped before we ended");
 }
 
 #[test]

@@ -36,6 +36,21 @@ pub fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// A moment that bounds are counted from.
+pub struct Began(Instant);
+
+impl Began {
+    /// This moment.
+    pub fn now() -> Self {
+        Self(Instant::now())
+    }
+
+    /// The time since.
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
 /// A place of its own: run directory, data, files; gone at the end.
 pub struct TestEnv {
     directory: tempfile::TempDir,
@@ -119,7 +134,9 @@ impl TestEnv {
     pub fn executor_with(&self, name: &str, arguments: &[&str]) -> Daemon {
         let data = self.path(name);
         let data = data.to_str().expect("a path of ours is text");
-        let fixed = ["--name", name, "--data", data];
+        let place = self.path("");
+        let place = place.to_str().expect("a path of ours is text");
+        let fixed = ["--name", name, "--data", data, "--allow-write", place];
         self.daemon("ucp-exec", name, &[&fixed[..], arguments].concat())
     }
 

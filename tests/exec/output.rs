@@ -23,7 +23,7 @@ fn jobs_know_which_they_are_and_inherit_little() {
     assert_eq!(variable("LANG"), "xx");
     assert!(!text.contains("XDG_RUNTIME_DIR") && !text.contains("NO_COLOR"), "{text}");
     let pwd = text.lines().last().expect("a line");
-    assert_eq!(pwd, env.path("left/work").display().to_string());
+    assert_eq!(pwd, env.path("left/rooms/0/work").display().to_string());
 }
 
 #[test]

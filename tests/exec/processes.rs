@@ -79,6 +79,36 @@ fn a_job_that_ignores_the_polite_signal_is_killed() {
 }
 
 #[test]
+fn a_job_has_an_environment_of_a_megabyte() {
+    let env = TestEnv::new();
+    let (_broker, _executor) = (env.broker(), env.executor("left", 1));
+    let long = "x".repeat(131_000);
+    let given: Vec<String> = (0..9).map(|n| format!("LONG{n}={long}")).collect();
+    let flags: Vec<&str> = given.iter().flat_map(|pair| ["--env", pair.as_str()]).collect();
+    let line = result(&env, &submit(&env, &flags, "env | wc -c"));
+    let count = line["stdout"].as_str().and_then(|text| text.trim().parse::<u32>().ok());
+    assert!(count.is_some_and(|count| count > 1 << 20), "{line}");
+}
+
+#[test]
+fn a_program_that_is_absent_or_no_program_is_said_to_be() {
+    let env = TestEnv::new();
+    let (_broker, _executor) = (env.broker(), env.executor("left", 1));
+    for (program, status, words) in [
+        ("no-such-program", 127, "was not found"),
+        ("/no/such/program", 127, "was not found"),
+        ("/etc/passwd", 126, "cannot be executed: Permission denied"),
+        ("/etc", 126, "cannot be executed: Permission denied"),
+    ] {
+        let output = env.run("ucp-submit", &["--detach", "--", program]);
+        let job = String::from_utf8(output.stdout).expect("an id");
+        let line = result(&env, job.trim());
+        assert_eq!(line["exit"], status, "{line}");
+        assert!(line["error"].as_str().expect("text").contains(words), "{line}");
+    }
+}
+
+#[test]
 fn a_cancelled_job_leaves_no_process() {
     let env = TestEnv::new();
     let (_broker, _executor) = (env.broker(), env.executor("left", 1));

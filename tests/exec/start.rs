@@ -73,3 +73,46 @@ fn an_executor_waits_for_its_broker() {
     let line: Value = serde_json::from_slice(&output.stdout).expect("one line");
     assert_eq!(line["capability"]["slots"], 5);
 }
+
+#[test]
+fn a_copy_of_a_data_directory_is_told_why_it_is_not_taken() {
+    let env = TestEnv::new();
+    let (_broker, first) = (env.broker(), env.executor("left", 1));
+    std::fs::create_dir(env.path("copy")).expect("room");
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(env.path("copy"), private).expect("ours");
+    std::fs::copy(env.path("left/identity.json"), env.path("copy/identity.json")).expect("room");
+    let mut command = env.command("ucp-exec");
+    command.arg("--data").arg(env.path("copy"));
+    let copy = Daemon::start(command, &env.path("copy.err"));
+    wait_until("it is told", || {
+        copy.stderr().contains("is its data directory a copy?").then_some(())
+    });
+    assert!(!copy.stderr().contains("closed the session"), "{}", copy.stderr());
+    drop((copy, first));
+}
+
+#[test]
+fn an_executor_with_few_descriptors_takes_no_more_than_it_can_and_fails_no_job() {
+    let env = TestEnv::new();
+    let _broker = env.broker();
+    let program = env.command("ucp-exec").get_program().to_owned();
+    let mut command = env.command("ucp-exec");
+    let script = "ulimit -n 64; exec \"$0\" \"$@\"";
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", script]).arg(program).args(["--slots", "50", "--data"]);
+    shell.arg(env.path("few")).current_dir(env.path(""));
+    for (name, value) in command.args(["x"]).get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let mut few = Daemon::start(shell, &env.path("few.err"));
+    assert_eq!(few.line()["type"], "ready");
+    assert!(few.stderr().contains("are enough for 3 slots, not for 50"), "{}", few.stderr());
+    let items: String = (0..60).map(|n| format!("{n}\n")).collect();
+    let mut submit = env.submit();
+    submit.args(["--each", "--", "sh", "-c", "echo {}"]).write_stdin(items);
+    submit.assert().success();
+}

@@ -50,13 +50,13 @@ fn attempts() -> impl Strategy<Value = (AttemptId, ExecutorId)> {
 fn bodies() -> impl Strategy<Value = Body> {
     let words = || "\\PC{0,30}";
     let reason = || words().prop_map(|reason| Reason { reason });
-    let ending = || {
-        (attempts(), words()).prop_map(|((attempt, executor), reason)| Ending {
-            attempt,
-            executor,
-            reason,
-        })
-    };
+    let ending =
+        || {
+            let unproven = proptest::option::of(words());
+            (attempts(), words(), unproven).prop_map(|((attempt, executor), reason, unproven)| {
+                Ending { attempt, executor, reason, unproven }
+            })
+        };
     prop_oneof![
         (words(), 1_u32..9, proptest::option::of(dots())).prop_map(
             |(name, fold_version, older)| {

@@ -134,7 +134,12 @@ impl Writer {
         let Some(dot) = running.first() else { return };
         let generation = self.facts.generation();
         let executor = "executor-1".parse().expect("a name");
-        let body = Ending { attempt: AttemptId(dot.clone()), executor, reason: "lost".into() };
+        let body = Ending {
+            attempt: AttemptId(dot.clone()),
+            executor,
+            reason: "lost".into(),
+            unproven: None,
+        };
         let body = if rng.chance(50) { Body::Lost(body) } else { Body::Revoked(body) };
         self.write(generation, body);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use ucp::proto::capability::Needs;
+use ucp::proto::capability::{Kind, Needs};
 use ucp::proto::id::JobId;
 use ucp::proto::precedence::{Precedence, Rank};
 use ucp::proto::schedule::Queue;
@@ -12,14 +12,14 @@ use ucp::proto::time::Monotonic;
 
 #[derive(Debug, Clone)]
 enum Change {
-    Insert { cores: u32, level: usize, since: u64 },
+    Insert { wasm: bool, cores: u32, level: usize, since: u64 },
     Remove { index: usize },
 }
 
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        3 => (1..4_u32, 0..4_usize, 0..10_000_000_000_u64)
-            .prop_map(|(cores, level, since)| Change::Insert { cores, level, since }),
+        3 => (any::<bool>(), 1..4_u32, 0..4_usize, 0..10_000_000_000_u64)
+            .prop_map(|(wasm, cores, level, since)| Change::Insert { wasm, cores, level, since }),
         1 => any::<usize>().prop_map(|index| Change::Remove { index }),
     ]
 }
@@ -30,30 +30,34 @@ proptest! {
         changes in proptest::collection::vec(change(), 0..60),
     ) {
         let mut queue = Queue::default();
-        let mut model: Vec<(Needs, Rank, JobId, Precedence)> = vec![];
+        let mut model: Vec<((Kind, Needs), Rank, JobId, Precedence)> = vec![];
         for (arrival, change) in changes.into_iter().enumerate() {
             match change {
-                Change::Insert { cores, level, since } => {
+                Change::Insert { wasm, cores, level, since } => {
+                    let kind = if wasm { Kind::Wasm } else { Kind::Native };
                     let precedence = Precedence::ALL[level];
                     let needs = Needs { cores, ..Needs::default() };
                     let rank = Rank::new(precedence, Monotonic(since), arrival as u64);
                     let job = JobId(uuid::Uuid::from_u128(arrival as u128));
-                    queue.insert(&needs, rank, job, precedence);
-                    model.push((needs, rank, job, precedence));
+                    queue.insert(kind, &needs, rank, job, precedence);
+                    model.push(((kind, needs), rank, job, precedence));
                 }
                 Change::Remove { index } if !model.is_empty() => {
-                    let (needs, rank, ..) = model.remove(index % model.len());
-                    queue.remove(&needs, rank);
+                    let ((kind, needs), rank, ..) = model.remove(index % model.len());
+                    queue.remove(kind, &needs, rank);
                 }
                 Change::Remove { .. } => {}
             }
-            let mut expected: BTreeMap<Needs, (Rank, JobId)> = BTreeMap::new();
-            for (needs, rank, job, _) in &model {
-                let head = expected.entry(needs.clone()).or_insert((*rank, *job));
+            let mut expected: BTreeMap<(Kind, Needs), (Rank, JobId)> = BTreeMap::new();
+            for (class, rank, job, _) in &model {
+                let head = expected.entry(class.clone()).or_insert((*rank, *job));
                 *head = (*head).min((*rank, *job));
             }
-            let heads: BTreeMap<Needs, (Rank, JobId)> =
-                queue.heads().map(|(needs, rank, job)| (needs.clone(), (rank, job))).collect();
+            let heads: BTreeMap<(Kind, Needs), (Rank, JobId)> =
+                queue
+                    .heads()
+                    .map(|(kind, needs, rank, job)| ((kind, needs.clone()), (rank, job)))
+                    .collect();
             prop_assert_eq!(heads, expected);
             for level in Precedence::ALL {
                 let count = model.iter().filter(|entry| entry.3 == level).count() as u64;

@@ -272,7 +272,11 @@ impl World {
         self.fin_down(link);
         // The real session's task may end with a word about it, or without.
         if self.rng.chance(50) {
-            self.tell_broker(Input::SessionClosed { session, process_gone: false });
+            self.tell_broker(Input::SessionClosed {
+                session,
+                process_gone: false,
+                tree_gone: false,
+            });
         }
     }
 
@@ -314,7 +318,9 @@ impl World {
                 self.counters.count(Sometimes::LocalDeathSeen);
             }
             let session = Network::session(link);
-            self.tell_broker(Input::SessionClosed { session, process_gone });
+            // Every other host has no cgroups, so that nothing is proven there.
+            let tree_gone = process_gone && link.is_multiple_of(2);
+            self.tell_broker(Input::SessionClosed { session, process_gone, tree_gone });
         }
     }
 

@@ -101,6 +101,7 @@ impl World {
         }
         host.life += 1;
         let config = ExecutorConfig {
+            cgroup: None,
             executor: host.id.clone(),
             incarnation: Incarnation { boot: format!("boot{}", host.boot), life: seed },
             pid: host.life,

@@ -39,9 +39,10 @@ impl Checks {
                 self.same_state("I2", job, *state);
             }
             Reply::Job(view) => self.view_leaves(view),
-            Reply::Why { job, state, reasons } => {
-                self.same_state("I2", job, *state);
-                let explained = !reasons.is_empty();
+            Reply::Why(view) => {
+                let (job, state) = (&view.job, view.state);
+                self.same_state("I2", job, state);
+                let explained = !view.reasons.is_empty();
                 self.demand("why", explained, || format!("{job} is {state:?}, no reason given"));
             }
             Reply::Jobs(rows) => {

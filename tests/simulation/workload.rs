@@ -36,7 +36,7 @@ pub struct Plan {
 
 /// The plan that a spec belongs to.
 pub fn plan_of(spec: &JobSpec) -> usize {
-    spec.command[1].parse().expect("the workload wrote a number")
+    spec.command[1].lossy().parse().expect("the workload wrote a number")
 }
 
 /// What the executor with this number has.
@@ -52,6 +52,8 @@ pub fn capability(index: usize, rng: &mut Rng) -> Capability {
         labels,
         arch: "x86_64".to_owned(),
         native: true,
+        wasm: true,
+        isolation: ucp::proto::isolation::Isolation::default(),
     }
 }
 
@@ -124,5 +126,5 @@ pub fn draw(number: usize, earlier: &[JobId], executors: &[Capability], rng: &mu
 
 /// Whether any of these could ever run a job with this spec.
 pub fn is_possible(spec: &JobSpec, executors: &[Capability]) -> bool {
-    executors.iter().any(|capability| capable(&spec.needs, capability).is_ok())
+    executors.iter().any(|capability| capable(spec.kind(), &spec.needs, capability).is_ok())
 }

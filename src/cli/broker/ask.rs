@@ -9,6 +9,8 @@ use crate::cli::broker::flags::{Ask, Facts};
 use crate::cli::exit::Exit;
 use crate::cli::output;
 use crate::cli::report::Failure;
+use crate::proto::capability::Capability;
+use crate::proto::isolation::{Enforcement, Isolation};
 use crate::runtime::client::{self, Answer};
 use crate::runtime::endpoint::Address;
 use crate::wire::api::{AuditLine, ExecutorLine, StatusLine};
@@ -82,7 +84,8 @@ pub async fn executors(flags: &Ask) -> Result<Exit, Failure> {
         print(&found)?;
         return Ok(Exit::Done);
     }
-    let head = ["executor", "state", "heard", "slots", "running", "memory", "labels"];
+    let head =
+        ["executor", "state", "heard", "slots", "running", "memory", "runs", "isolation", "labels"];
     let mut rows = vec![head.map(str::to_owned)];
     for line in &found {
         let ExecutorLine { view, .. } = read(line)?;
@@ -95,11 +98,37 @@ pub async fn executors(flags: &Ask) -> Result<Exit, Failure> {
             view.capability.slots.to_string(),
             view.attempts.len().to_string(),
             view.capability.memory.to_string(),
+            runs(&view.capability),
+            in_short(&view.capability.isolation),
             labels.join(","),
         ]);
     }
     print(&aligned(&rows))?;
     Ok(Exit::Done)
+}
+
+/// What kinds of jobs an executor runs.
+fn runs(capability: &Capability) -> String {
+    let kinds = [(capability.native, "native"), (capability.wasm, "wasi")];
+    let held: Vec<_> = kinds.iter().filter(|(held, _)| *held).map(|(_, word)| *word).collect();
+    if held.is_empty() { "-".to_owned() } else { held.join("+") }
+}
+
+/// `full`, or what is missing of it; `-` where nothing is known. `--json` has each mechanism.
+fn in_short(isolation: &Isolation) -> String {
+    let standing = |wanted| {
+        let held = isolation.0.iter().filter(move |(_, held)| **held == wanted);
+        held.map(|(mechanism, _)| mechanism.word()).collect::<Vec<_>>()
+    };
+    if isolation.is_unknown() {
+        return "-".to_owned();
+    }
+    let missing = [Enforcement::Absent, Enforcement::Refused].map(standing).concat();
+    match (standing(Enforcement::Off).is_empty(), missing.is_empty()) {
+        (true, true) => "full".to_owned(),
+        (true, false) => format!("without {}", missing.join("+")),
+        (false, _) => "none".to_owned(),
+    }
 }
 
 /// Columns of equal width, two blanks apart, nothing behind the last.
@@ -166,6 +195,20 @@ pub async fn facts(flags: &Facts) -> Result<Exit, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::isolation::Mechanism;
+
+    #[test]
+    fn isolation_is_told_by_what_is_missing() {
+        let mut isolation = Isolation::default();
+        assert_eq!(in_short(&isolation), "-");
+        isolation.set(Mechanism::ProcessGroup, Enforcement::Enforced);
+        assert_eq!(in_short(&isolation), "full");
+        isolation.set(Mechanism::LandlockFiles, Enforcement::Absent);
+        isolation.set(Mechanism::CgroupKill, Enforcement::Refused);
+        assert_eq!(in_short(&isolation), "without landlock-files+cgroup-kill");
+        isolation.set(Mechanism::Rlimits, Enforcement::Off);
+        assert_eq!(in_short(&isolation), "none");
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

@@ -5,14 +5,20 @@
 //! the broker goes away, every line that has not ended is sent again under the id that it had, so
 //! each is one job, and each result is printed once. A bad line is told with its number and the
 //! filter goes on, to end with 65.
-//! Shape: `index` is the number of the line on stdin, from 1; blank lines are passed over.
+//! With `--out-dir` a result is printed when its files are there; they are fetched on a connection
+//! of their own, one job after another.
+//! Shape: `index` is the number of the line on stdin, from 1; blank lines are passed over. A line
+//! that is not UTF-8 is the item nevertheless, in base64 in its result line.
 
+mod fetcher;
 mod maker;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use hyper::Method;
 use hyper::body::Bytes;
 use tokio::sync::{Notify, mpsc};
@@ -23,15 +29,19 @@ use crate::cli::output::Outgoing;
 use crate::cli::report::{Failure, Reporter, chain};
 use crate::proto::id::JobId;
 use crate::proto::limits;
+use crate::proto::text::Text;
 use crate::proto::view::JobState;
 use crate::runtime::client::{Answer, Body, ClientError};
 use crate::wire::lines::{LineError, Lines};
 use crate::wire::problem::Problem;
 
+use self::fetcher::{Fetched, Fetcher};
 use self::maker::Maker;
+use super::fetch::OutDir;
 use super::flags::JobFlags;
 use super::interrupt::{Interrupt, Interrupts};
 use super::link::{self, Asked, Link, joined};
+use super::status::Status;
 use super::{line, run};
 
 /// Bytes read from stdin or sent to the broker at one time.
@@ -44,7 +54,7 @@ struct Pending {
     id: JobId,
     /// The line that submits it.
     text: String,
-    item: Option<String>,
+    item: Option<Text>,
     sent: bool,
 }
 
@@ -56,6 +66,15 @@ struct Shared {
     stop: Notify,
 }
 
+impl Shared {
+    /// A job that a broker may know and that has not ended.
+    fn sent_after(&self, last: Option<u64>) -> Option<(u64, JobId)> {
+        let pending = self.pending.borrow();
+        let from = last.map_or(0, |last| last + 1);
+        pending.range(from..).find(|(_, job)| job.sent).map(|(index, job)| (*index, job.id))
+    }
+}
+
 /// Runs the filter to its end.
 ///
 /// # Errors
@@ -63,13 +82,18 @@ struct Shared {
 pub async fn filter(
     flags: &JobFlags,
     link: &mut Link,
+    status: Status,
     reporter: Reporter,
 ) -> Result<Exit, Failure> {
-    let maker = Maker::new(run::spec(flags, link).await?, flags.each);
-    let shared = Shared::default();
+    let out = flags.out_dir.as_deref().map(OutDir::create).transpose()?;
     let mut interrupts = Interrupts::new()?;
+    let spec = run::spec_unless_interrupted(flags, link, &mut interrupts).await?;
+    let maker = Maker::new(spec, flags.each);
+    let shared = Shared::default();
     let mut twin = link.twin();
-    let mut work = std::pin::pin!(Filter::new(&shared, maker, flags.detach, reporter).run(link));
+    let fetcher = out.map(|out| Fetcher::start(out, link.twin()));
+    let filter = Filter::new(&shared, maker, (fetcher, status), flags, reporter);
+    let mut work = std::pin::pin!(filter.run(link));
     let mut cancel = std::pin::pin!(cancel_all(&shared, &mut twin));
     loop {
         let stopping = shared.stopping.get();
@@ -78,7 +102,7 @@ pub async fn filter(
                 return ended.map(|exit| if stopping { Exit::Cancelled } else { exit });
             }
             interrupt = interrupts.next() => {
-                let left = shared.pending.borrow().len();
+                let left = shared.pending.borrow().values().filter(|job| job.sent).count();
                 if interrupt == Interrupt::Detach || stopping {
                     let what = format_args!("outcome unknown: detached, {left} jobs go on");
                     return Err(Failure::new(Exit::Unknown, what)
@@ -93,14 +117,18 @@ pub async fn filter(
     }
 }
 
-/// Cancels whatever has not ended, and then never comes back.
+/// Cancels whatever may be known to a broker and has not ended, and then never comes back. One
+/// whose submission is still under way, or whose broker is away, is asked for again.
 async fn cancel_all(shared: &Shared, link: &mut Link) {
-    let jobs: Vec<_> = shared.pending.borrow().iter().map(|(k, job)| (*k, job.id)).collect();
-    for (index, job) in jobs {
-        if shared.pending.borrow().contains_key(&index) {
-            let path = format!("/v1/jobs/{job}/cancel");
-            let asked = link.ask(Method::POST, &path, None).await;
-            asked.map_or_else(|failure| tracing::info!("cancel {job}: {}", failure.what), drop);
+    let mut last = None;
+    while let Some((index, job)) = shared.sent_after(last) {
+        let path = format!("/v1/jobs/{job}/cancel");
+        match link.ask(Method::POST, &path, None).await {
+            Err(failure) if matches!(failure.exit, Exit::Absent | Exit::NoBroker) => {
+                tracing::info!("cancel {job}: {}", failure.what);
+                tokio::time::sleep(limits::CONNECT_PAUSE_MAX).await;
+            }
+            Ok(_) | Err(_) => last = Some(index),
         }
     }
     std::future::pending().await
@@ -110,7 +138,9 @@ async fn cancel_all(shared: &Shared, link: &mut Link) {
 struct Filter<'a> {
     shared: &'a Shared,
     maker: Maker,
+    fetcher: Option<Fetcher>,
     detach: bool,
+    until: &'static str,
     reporter: Reporter,
     input: mpsc::Receiver<io::Result<Bytes>>,
     lines: Lines,
@@ -125,16 +155,27 @@ struct Filter<'a> {
     delayed: Vec<u64>,
     delayed_until: Instant,
     outgoing: Outgoing,
+    status: Status,
     bad: bool,
     failed: bool,
+    /// How the first job whose files could not be fetched makes us end.
+    unfetched: Option<Exit>,
 }
 
 impl<'a> Filter<'a> {
-    fn new(shared: &'a Shared, maker: Maker, detach: bool, reporter: Reporter) -> Self {
+    fn new(
+        shared: &'a Shared,
+        maker: Maker,
+        (fetcher, status): (Option<Fetcher>, Status),
+        flags: &JobFlags,
+        reporter: Reporter,
+    ) -> Self {
         Self {
             shared,
             maker,
-            detach,
+            fetcher,
+            detach: flags.detach,
+            until: flags.until.word(),
             reporter,
             input: read_stdin(),
             lines: Lines::new(),
@@ -145,19 +186,26 @@ impl<'a> Filter<'a> {
             delayed: vec![],
             delayed_until: Instant::now(),
             outgoing: Outgoing::default(),
+            status,
             bad: false,
             failed: false,
+            unfetched: None,
         }
     }
 
     async fn run(mut self, link: &mut Link) -> Result<Exit, Failure> {
         loop {
             self.outgoing.write().await?;
+            self.status.write().await?;
             while !self.ended && self.shared.pending.borrow().is_empty() {
+                let fetching = self.fetching() > 0;
                 tokio::select! {
                     piece = self.input.recv() => self.take_input(piece)?,
                     () = self.shared.stop.notified() => self.stop(),
+                    done = fetcher::next(&mut self.fetcher), if fetching => self.fetched(done),
                 }
+                self.outgoing.write().await?;
+                self.status.write().await?;
                 self.cut_lines();
             }
             if self.is_done() {
@@ -169,24 +217,50 @@ impl<'a> Filter<'a> {
                 Err(Asked::Failed(failure)) => return Err(failure),
             }
         }
-        Ok(match (self.bad, self.failed) {
-            (true, _) => Exit::Data,
-            (false, true) => Exit::No,
-            (false, false) => Exit::Done,
+        Ok(match (self.bad, self.unfetched, self.failed) {
+            (true, ..) => Exit::Data,
+            (false, Some(exit), _) => exit,
+            (false, None, true) => Exit::No,
+            (false, None, false) => Exit::Done,
         })
     }
 
     fn is_done(&self) -> bool {
-        self.ended && self.shared.pending.borrow().is_empty() && self.outgoing.is_empty()
+        self.ended
+            && self.shared.pending.borrow().is_empty()
+            && self.outgoing.is_empty()
+            && self.status.len() == 0
+            && self.fetching() == 0
+    }
+
+    /// Jobs that have ended and whose files are still to come.
+    fn fetching(&self) -> usize {
+        self.fetcher.as_ref().map_or(0, Fetcher::waiting)
+    }
+
+    /// Whether results are taken: their reader keeps up, and so does what fetches their files.
+    fn is_listening(&self) -> bool {
+        let most = self.outgoing.len().max(self.status.len());
+        most < limits::OUTGOING_BYTES_MAX && self.fetching() < limits::FETCHES_WAITING_MAX
     }
 
     /// One connection from its beginning until everything has ended or the broker goes away.
     async fn session(&mut self, link: &mut Link) -> Result<(), Asked> {
-        let mut client = link.take().await.map_err(Asked::Failed)?;
+        let taken = tokio::select! {
+            biased;
+            client = link.take() => client,
+            // What was never sent is forgotten; perhaps nothing is left to wait for.
+            () = self.shared.stop.notified() => {
+                self.stop();
+                return Ok(());
+            }
+        };
+        let mut client = taken.map_err(Asked::Failed)?;
         let address = client.address().clone();
         let (pieces, body) = mpsc::channel(PIECES_MAX);
         self.begin_anew();
-        let path = if self.detach { "/v1/jobs" } else { "/v1/jobs?until=accepted" };
+        let until = format!("/v1/jobs?until={}", self.until);
+        let path = if self.detach { "/v1/jobs" } else { &until };
         let mut head = std::pin::pin!(client.ask(Method::POST, path, Body::lines(body)));
         let mut silence = std::pin::pin!(link::silence(&address, link.answer_within()));
         let mut answer: Option<Answer> = None;
@@ -196,8 +270,9 @@ impl<'a> Filter<'a> {
                 return Ok(());
             }
             let room = self.has_room() && !self.input_ended && !self.shared.stopping.get();
-            let listening = self.outgoing.len() < limits::OUTGOING_BYTES_MAX;
+            let (listening, fetching) = (self.is_listening(), self.fetching() > 0);
             let (sending, writing) = (!self.ready.is_empty(), !self.outgoing.is_empty());
+            let telling = self.status.len() > 0;
             let (until, waiting) = (self.delayed_until, !self.delayed.is_empty());
             tokio::select! {
                 response = &mut head, if answer.is_none() => {
@@ -221,6 +296,8 @@ impl<'a> Filter<'a> {
                 written = self.outgoing.write(), if writing => {
                     written.map_err(|error| Asked::Failed(error.into()))?;
                 }
+                told = self.status.write(), if telling => told.map_err(Asked::Failed)?,
+                fetched = fetcher::next(&mut self.fetcher), if fetching => self.fetched(fetched),
                 () = tokio::time::sleep_until(until), if waiting => {
                     self.ready.extend(self.delayed.drain(..));
                 }
@@ -253,10 +330,10 @@ impl<'a> Filter<'a> {
     /// Makes jobs of the lines that were read, as far as there is room.
     fn cut_lines(&mut self) {
         while !self.ended && self.has_room() {
-            let next = match self.lines.next() {
+            let next = match self.lines.next_bytes() {
                 None if self.input_ended => {
                     self.ended = true;
-                    self.lines.rest()
+                    self.lines.rest_bytes()
                 }
                 next => next,
             };
@@ -268,9 +345,9 @@ impl<'a> Filter<'a> {
         }
     }
 
-    fn take_line(&mut self, text: &str) {
+    fn take_line(&mut self, line: &[u8]) {
         let index = self.lines.number();
-        match self.maker.job(index, text) {
+        match self.maker.job(index, line) {
             Ok(job) => {
                 self.held_bytes += job.text.len();
                 self.shared.pending.borrow_mut().insert(index, job);
@@ -319,10 +396,8 @@ impl<'a> Filter<'a> {
             ("result", Some(index)) => {
                 let Some(job) = self.finish(index) else { return Ok(()) };
                 self.failed |= head.state != Some(JobState::Succeeded);
-                match &job.item {
-                    Some(item) => self.outgoing.push(&line::with_member(text, "item", item)),
-                    None => self.outgoing.push(text),
-                }
+                self.take_result(index, with_item(text, job.item.as_ref()))
+                    .map_err(Asked::Failed)?;
             }
             ("problem", index) => {
                 let problem: Problem = line::read(text).map_err(Asked::Failed)?;
@@ -331,6 +406,31 @@ impl<'a> Filter<'a> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Prints a result, once its files are here.
+    fn take_result(&mut self, index: u64, text: String) -> Result<(), Failure> {
+        let ready = match &mut self.fetcher {
+            Some(fetcher) => fetcher.take(index, text)?,
+            None => Some(text),
+        };
+        if let Some(text) = ready {
+            self.print(&text);
+        }
+        Ok(())
+    }
+
+    fn fetched(&mut self, fetched: Fetched) {
+        if let Some(failure) = fetched.failure {
+            let exit = self.reporter.failure(&failure);
+            self.unfetched.get_or_insert(exit);
+        }
+        self.print(&fetched.text);
+    }
+
+    fn print(&mut self, text: &str) {
+        self.outgoing.push(text);
+        self.status.push(text);
     }
 
     fn handle_problem(&mut self, problem: Problem, index: Option<u64>) -> Result<(), Asked> {
@@ -360,6 +460,19 @@ impl<'a> Filter<'a> {
         self.shared.pending.borrow_mut().retain(|_, job| job.sent);
         (self.input_ended, self.ended) = (true, true);
         self.delayed.clear();
+    }
+}
+
+/// The result line with the item that the job was made of, right behind its number.
+fn with_item(text: &str, item: Option<&Text>) -> String {
+    let Some(item) = item else { return text.to_owned() };
+    match item.as_utf8() {
+        Some(item) => line::with_members_after(text, "index", &[("item", item)]),
+        None => {
+            let item = STANDARD.encode(item.bytes());
+            let members = [("item", &*item), ("item_encoding", "base64")];
+            line::with_members_after(text, "index", &members)
+        }
     }
 }
 

@@ -1,20 +1,28 @@
 //! The flags of `ucp-submit`, and the spec that they describe.
 //!
 //! Reads no file and speaks to nobody. A command that is called like a subcommand is only reached
-//! after `--`.
+//! after `--`. Arguments, values of variables and names of files may be any bytes.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
-use crate::cli::args::{BrokerArgs, Common, pair, span};
+use crate::cli::args::{BrokerArgs, Common, span};
 use crate::cli::report::Failure;
-use crate::proto::capability::Needs;
+use crate::proto::content::{Content, Module};
 use crate::proto::id::JobId;
 use crate::proto::job::JobSpec;
 use crate::proto::limits;
 use crate::proto::precedence::Precedence;
+use crate::proto::text::Text;
 use crate::proto::units::Span;
 use crate::proto::view::JobState;
+
+use super::needs::needs;
 
 /// Hand jobs to a broker, follow them, and ask about them.
 ///
@@ -22,6 +30,7 @@ use crate::proto::view::JobState;
 #[derive(Debug, Parser)]
 #[command(name = "ucp-submit", version, max_term_width = 100)]
 #[command(override_usage = "ucp-submit [OPTIONS] -- COMMAND [ARG]...\n       \
+    ucp-submit [OPTIONS] --wasm FILE [-- ARG...]\n       \
     ucp-submit [OPTIONS] --each -- COMMAND [{}]...\n       \
     ucp-submit [OPTIONS] --jsonl\n       \
     ucp-submit <list|show|wait|output|cancel|rerun|why> [OPTIONS]")]
@@ -55,12 +64,32 @@ pub struct JobFlags {
     /// Do not wait: print the job's id once the broker has it
     #[arg(long)]
     pub detach: bool,
+    /// Wait for a result that is accepted, or for one that can change no more
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "accepted")]
+    pub until: Until,
+    /// Write the result lines to this open descriptor as well
+    #[arg(long, value_name = "N")]
+    pub status_fd: Option<i32>,
+    /// A WASI module to run, binary or text, '-' for stdin; its arguments stand after '--'
+    #[arg(long, value_name = "FILE", help_heading = "Job", conflicts_with = "jsonl")]
+    pub wasm: Option<PathBuf>,
+    /// A file or directory that the job finds, under its name or as PATH; may be repeated
+    #[arg(long = "in", value_name = "FILE[=PATH]", value_parser = given_parser())]
+    #[arg(help_heading = "Files", allow_hyphen_values = true)]
+    pub inputs: Vec<Given>,
+    /// A path, pattern or directory that is kept when the job ends; may be repeated
+    #[arg(long = "out", value_name = "PATH", help_heading = "Files")]
+    pub outputs: Vec<String>,
+    /// Where that is put when the job ends; each of many jobs has DIR/NUMBER
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub out_dir: Option<PathBuf>,
     /// A variable for the job; may be repeated
-    #[arg(long, value_name = "NAME=VALUE", value_parser = pair, help_heading = "Job")]
-    pub env: Vec<(String, String)>,
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable_parser())]
+    #[arg(help_heading = "Job")]
+    pub env: Vec<(String, Text)>,
     /// A file for the job's standard input, '-' for ours; without it the job has none
-    #[arg(long, value_name = "FILE", help_heading = "Job")]
-    pub stdin: Option<String>,
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub stdin: Option<PathBuf>,
     /// What the executor must have: cores, memory, disk, battery, cpu_free, label
     #[arg(long, value_name = "WHAT=VALUE,...", help_heading = "Job")]
     pub needs: Vec<String>,
@@ -88,7 +117,36 @@ pub struct JobFlags {
     pub max_lost: u32,
     /// Program and arguments
     #[arg(last = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
+    pub command: Vec<OsString>,
+}
+
+/// A file or directory of ours, and where the job finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// The file; `-` is our standard input.
+    pub file: PathBuf,
+    /// Its path in the job's directory; under its own name where absent.
+    pub path: Option<String>,
+}
+
+/// When a wait is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Until {
+    /// A result is accepted.
+    Accepted,
+    /// It is final: no broker can know better any more.
+    Final,
+}
+
+impl Until {
+    /// The word that a broker knows.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Final => "final",
+        }
+    }
 }
 
 /// What is asked about jobs.
@@ -142,6 +200,12 @@ pub struct WaitFlags {
     /// How long to wait for all of them
     #[arg(long, value_name = "D", value_parser = span)]
     pub timeout: Option<Span>,
+    /// Wait for results that are accepted, or for ones that can change no more
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "accepted")]
+    pub until: Until,
+    /// Put the files that they left here; those of several jobs into DIR/ID
+    #[arg(long, value_name = "DIR")]
+    pub out_dir: Option<PathBuf>,
 }
 
 /// Flags of `output`.
@@ -156,6 +220,9 @@ pub struct OutputFlags {
     /// Go on until the job ends
     #[arg(long)]
     pub follow: bool,
+    /// Put the files that it left here
+    #[arg(long, value_name = "DIR")]
+    pub out_dir: Option<PathBuf>,
 }
 
 /// The jobs of `cancel` and `rerun`.
@@ -199,18 +266,21 @@ impl Cli {
                     .hint("a subcommand takes its own flags, after its name")),
             };
         }
-        if job.command.is_empty() && !job.jsonl {
+        if job.command.is_empty() && !job.jsonl && job.wasm.is_none() {
             return Err(Failure::usage("no command is given")
                 .hint("put it after '--', as in: ucp-submit -- echo hi"));
         }
         let many = job.each || job.jsonl;
-        if many && job.stdin.as_deref() == Some("-") {
-            return Err(Failure::usage("--stdin - and lines of jobs cannot both come from stdin")
-                .hint("give --stdin a file"));
+        job.check_stdin(many)?;
+        job.check_many(many)?;
+        if job.detach && job.out_dir.is_some() {
+            return Err(Failure::usage("--out-dir needs the end of the job, --detach leaves it")
+                .hint("'ucp-submit wait ID --out-dir DIR' fetches what it left"));
         }
-        if job.each && job.key.as_ref().is_some_and(|key| !key.contains("{}")) {
-            return Err(Failure::usage("--key is the same for every line of --each")
-                .hint("put {} into the key"));
+        if job.after.len() > limits::AFTER_MAX {
+            let what = format_args!("--after is given {} times", job.after.len());
+            return Err(Failure::usage(format_args!("{what}, at most {}", limits::AFTER_MAX))
+                .hint("let one job wait for some of them, and this one for that"));
         }
         job.base()?;
         Ok(if many { Mode::Many(job) } else { Mode::One(job) })
@@ -226,13 +296,22 @@ fn stray(matches: &ArgMatches) -> Option<String> {
 }
 
 impl JobFlags {
-    /// The spec as far as flags tell it: without `after` and standard input.
+    /// The spec as far as flags tell it: without `after` and what is in files.
     ///
     /// # Errors
     /// Wrong usage, with the flag and the fix.
     pub fn base(&self) -> Result<JobSpec, Failure> {
-        let mut spec = JobSpec::command(self.command.clone());
+        let words = self.command.iter().map(|word| Text::from(word.as_bytes().to_vec())).collect();
+        let mut spec = match &self.wasm {
+            // Its content comes with the other files.
+            Some(file) => {
+                let content = Content::Text(String::new());
+                JobSpec::module(Module { content, name: module_name(file) }, words)
+            }
+            None => JobSpec::argv(words),
+        };
         spec.env = self.env.iter().cloned().collect();
+        spec.outputs = self.outputs.iter().map(|path| plain(path)).collect();
         spec.needs = needs(&self.needs)?;
         spec.precedence = self.precedence.unwrap_or_default();
         spec.retries = self.retries;
@@ -242,40 +321,105 @@ impl JobFlags {
         spec.name.clone_from(&self.name);
         let mut checked = spec.clone();
         if self.jsonl {
-            checked.command = vec!["from the line".to_owned()];
+            checked.command = vec!["from the line".into()];
         }
         checked.validate().map_err(Failure::usage)?;
         Ok(spec)
     }
-}
 
-fn needs(texts: &[String]) -> Result<Needs, Failure> {
-    let mut needs = Needs::default();
-    for text in texts.iter().flat_map(|text| text.split(',')).filter(|text| !text.is_empty()) {
-        need(&mut needs, text).map_err(|why| {
-            Failure::usage(format_args!("--needs {text}: {why}"))
-                .hint("as in: --needs cores=2,memory=1G,label=gpu")
-        })?;
+    /// Whether something of the job comes from our standard input, or was said to come from
+    /// elsewhere.
+    #[must_use]
+    pub fn reads_stdin(&self) -> bool {
+        let stdin = Path::new("-");
+        let given = self.inputs.iter().any(|given| given.file == stdin);
+        self.stdin.is_some() || self.wasm.as_deref() == Some(stdin) || given
     }
-    Ok(needs)
-}
 
-fn need(needs: &mut Needs, text: &str) -> Result<(), String> {
-    let (what, value) = text.split_once('=').ok_or("WHAT=VALUE is expected")?;
-    let size = || crate::cli::args::size(value).map(Some);
-    let percent = || value.parse::<u8>().map(Some).map_err(|_| "percent, 0 to 100".to_owned());
-    match what {
-        "cores" => needs.cores = value.parse().map_err(|_| "a whole number is expected")?,
-        "memory" => needs.memory = size()?,
-        "disk" => needs.disk = size()?,
-        "battery" => needs.battery = percent()?,
-        "cpu_free" => needs.cpu_free = percent()?,
-        "label" => needs.labels.push(value.to_owned()),
-        _ => {
-            return Err("known are cores, memory, disk, battery, cpu_free and label".to_owned());
+    /// Our standard input can be read by one only.
+    fn check_stdin(&self, many: bool) -> Result<(), Failure> {
+        let is_stdin = |file: &Path| file == Path::new("-");
+        let mut users: Vec<&str> = vec![];
+        users.extend(self.stdin.iter().filter(|file| is_stdin(file)).map(|_| "--stdin -"));
+        users.extend(self.wasm.iter().filter(|file| is_stdin(file)).map(|_| "--wasm -"));
+        let given = self.inputs.iter().filter(|given| is_stdin(&given.file));
+        users.extend(given.map(|_| "--in -"));
+        users.extend(many.then_some("lines of jobs"));
+        match users[..] {
+            [one, other, ..] => {
+                let what = format_args!("{one} and {other} cannot both come from stdin");
+                Err(Failure::usage(what).hint("give one of them a file"))
+            }
+            _ => Ok(()),
         }
     }
-    Ok(())
+
+    fn check_many(&self, many: bool) -> Result<(), Failure> {
+        if self.each && self.key.as_ref().is_some_and(|key| !key.contains("{}")) {
+            return Err(Failure::usage("--key is the same for every line of --each")
+                .hint("put {} into the key"));
+        }
+        let holed = |given: &&Given| given.file.to_string_lossy().contains("{}");
+        if let Some(given) = self.inputs.iter().find(|given| many && holed(given)) {
+            let what = format_args!("--in {}: a line names no file", given.file.display());
+            return Err(Failure::usage(what)
+                .hint("all jobs get the same files; give the directory that they are in"));
+        }
+        Ok(())
+    }
+}
+
+/// What the module sees as its own name: that of its file.
+fn module_name(file: &Path) -> Option<String> {
+    let name = file.file_name().filter(|_| file != Path::new("-"))?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+/// A path without what says nothing: `./a//b/` is `a/b`. Absolute ones stay, to be refused.
+#[must_use]
+pub fn plain(path: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if path.starts_with('/') || parts.is_empty() { path.to_owned() } else { parts.join("/") }
+}
+
+fn given_parser() -> impl TypedValueParser<Value = Given> {
+    OsStringValueParser::new().try_map(|text| given(&text))
+}
+
+/// Reads `FILE` or `FILE=PATH`; the last `=` counts.
+fn given(text: &OsStr) -> Result<Given, String> {
+    let bytes = text.as_bytes();
+    let Some(at) = bytes.iter().rposition(|byte| *byte == b'=') else {
+        return match bytes {
+            b"" => Err("a file is expected".into()),
+            b"-" => Err("what comes from stdin needs a name: -=PATH".into()),
+            _ => Ok(Given { file: text.into(), path: None }),
+        };
+    };
+    let file = PathBuf::from(OsStr::from_bytes(&bytes[..at]));
+    let path = String::from_utf8(bytes[at + 1..].to_vec());
+    match path {
+        _ if at == 0 => Err("a file is expected before '='".into()),
+        Ok(path) if !path.is_empty() => Ok(Given { file, path: Some(path) }),
+        Ok(_) => Err("a path is expected after '='".into()),
+        Err(_) => Err("the path in the job's directory is not UTF-8".into()),
+    }
+}
+
+fn variable_parser() -> impl TypedValueParser<Value = (String, Text)> {
+    OsStringValueParser::new().try_map(variable)
+}
+
+/// Reads `NAME=VALUE`; the value may be any bytes.
+fn variable(text: OsString) -> Result<(String, Text), String> {
+    let shown = text.to_string_lossy().into_owned();
+    let bytes = text.into_vec();
+    let at = bytes.iter().position(|byte| *byte == b'=');
+    let name = at.and_then(|at| std::str::from_utf8(&bytes[..at]).ok());
+    match (at, name.filter(|name| !name.is_empty())) {
+        (Some(at), Some(name)) => Ok((name.to_owned(), bytes[at + 1..].to_vec().into())),
+        _ => Err(format!("{shown:?} is no NAME=VALUE")),
+    }
 }
 
 fn precedence(text: &str) -> Result<Precedence, String> {
@@ -348,6 +492,24 @@ mod tests {
     }
 
     #[test]
+    fn files_and_any_bytes_become_a_spec() {
+        let (cli, _) = parsed(&["--wasm", "d/a.wat", "--out", "./b//*.csv", "--", "x"]);
+        let text = cli.job.base().expect("a spec").to_json();
+        let expected = r#"{"wasm":{"text":"","name":"a.wat"},"args":["x"],"outputs":["b/*.csv"]}"#;
+        assert_eq!(text, expected);
+        let of = |text: &str| given(OsStr::new(text));
+        let file = |file: &str| PathBuf::from(file);
+        assert_eq!(of("d/a"), Ok(Given { file: file("d/a"), path: None }));
+        assert_eq!(of("a=b=c/d"), Ok(Given { file: file("a=b"), path: Some("c/d".into()) }));
+        for bad in ["", "-", "=a", "a="] {
+            assert!(of(bad).is_err(), "{bad:?}");
+        }
+        let value = variable(OsString::from_vec(b"A=\xff=".to_vec())).expect("a variable");
+        assert_eq!(value, ("A".to_owned(), Text::from(b"\xff=".to_vec())));
+        assert!(variable("A".into()).is_err() && variable("=a".into()).is_err());
+    }
+
+    #[test]
     fn common_flags_may_stand_on_either_side_of_a_subcommand() {
         for arguments in [["--json", "list"], ["list", "--json"]] {
             let (cli, matches) = parsed(&arguments);
@@ -366,6 +528,11 @@ mod tests {
             (&["--needs", "core=1", "--", "a"], "--needs core=1"),
             (&["--needs", "memory=1Q", "--", "a"], "--needs memory=1Q"),
             (&["--retries", "1000000", "--", "a"], "retries"),
+            (&["--wasm", "-", "--stdin", "-"], "--stdin - and --wasm -"),
+            (&["--each", "--in", "{}", "--", "a"], "--in {}"),
+            (&["--detach", "--out-dir", "d", "--", "a"], "--out-dir"),
+            (&["--out", "../a", "--", "a"], "outputs"),
+            (&["--out", "/a", "--", "a"], "outputs"),
         ] {
             let failure = wrong(arguments);
             assert_eq!(failure.exit.status(), 64);

@@ -6,6 +6,8 @@
 use crate::cli::exit::Exit;
 use crate::cli::report::Reporter;
 use crate::proto::id::JobId;
+use crate::proto::limits;
+use crate::proto::units::Size;
 use crate::proto::view::JobState;
 use crate::wire::api::ResultLine;
 
@@ -36,22 +38,28 @@ fn ran(line: &ResultLine) -> (Exit, Option<String>) {
         return (Exit::TimedOut, Some("timed out".to_owned()));
     }
     if let Some(error) = &line.error {
-        // As a shell says it: 127 for a program that is not there, 126 for one that cannot run.
-        let exit = match line.exit {
-            Some(126) => Exit::Job(126),
-            Some(127) => Exit::Job(127),
-            _ => Exit::NotRun,
+        // As a shell says it: 127 for a program that is not there, 126 for one that cannot run. One
+        // that ran and failed keeps its own status.
+        return match (status(line), line.exit) {
+            (Some(exit), Some(126 | 127)) => (exit, Some(format!("could not run: {error}"))),
+            (Some(exit), code) if code != Some(0) => (exit, Some(error.clone())),
+            (Some(_), _) => (Exit::NotRun, Some(error.clone())),
+            (None, _) => (Exit::NotRun, Some(format!("could not run: {error}"))),
         };
-        return (exit, Some(format!("could not run: {error}")));
     }
+    match status(line) {
+        Some(exit) => (exit, None),
+        None => (Exit::NotRun, because("failed", line)),
+    }
+}
+
+/// The job's own status, 128+n for a signal.
+fn status(line: &ResultLine) -> Option<Exit> {
     let status = match (line.signal, line.exit) {
         (Some(signal), _) => signal.checked_add(128),
         (None, exit) => exit,
     };
-    match status.and_then(|status| u8::try_from(status).ok()) {
-        Some(status) => (Exit::Job(status), None),
-        None => (Exit::NotRun, because("failed", line)),
-    }
+    status.and_then(|status| u8::try_from(status).ok()).map(Exit::Job)
 }
 
 /// Tells the reason where it is not the job's own, and gives the status.
@@ -59,6 +67,11 @@ pub fn tell(line: &ResultLine, reporter: Reporter) -> Exit {
     let (exit, reason) = exit_of(line);
     if let Some(reason) = reason {
         reporter.own(line.job, reason);
+    }
+    if line.truncated {
+        let max = Size(limits::OUTPUT_BYTES_MAX);
+        let words = format_args!("its output is cut: over {max}, or no space where it ran");
+        reporter.own(line.job, words);
     }
     exit
 }
@@ -96,6 +109,16 @@ mod tests {
                 r#""state":"failed","exit":127,"error":"no such file""#,
                 127,
                 Some("could not run: no such file"),
+            ),
+            (
+                r#""state":"failed","exit":134,"error":"wasm trap: unreachable""#,
+                134,
+                Some("wasm trap: unreachable"),
+            ),
+            (
+                r#""state":"failed","exit":0,"error":"output \"x\" was not made""#,
+                125,
+                Some("output \"x\" was not made"),
             ),
             (
                 r#""state":"parked","reason":"lost 3 executors""#,

@@ -7,10 +7,10 @@ use hyper::Method;
 use crate::cli::exit::Exit;
 use crate::cli::output;
 use crate::cli::report::{Failure, Reporter};
-use crate::proto::id::JobId;
+use crate::proto::id::{AttemptId, JobId};
 use crate::proto::limits;
 use crate::runtime::client::{Body, ClientError};
-use crate::wire::api::{JobLine, ShowLine, WhyLine};
+use crate::wire::api::{ExecutorLine, JobLine, ShowLine, WhyLine};
 
 use super::flags::{Cli, JobFlag, ListFlags, ShowFlags, job_ref};
 use super::line;
@@ -74,9 +74,7 @@ pub async fn why(flags: &JobFlag, cli: &Cli, link: &mut Link) -> Result<Exit, Fa
         output::text(&format!("{text}\n"))?;
     } else {
         let why: WhyLine = line::read(&text)?;
-        let mut page = format!("{}\n", why.state.word());
-        why.reasons.iter().for_each(|reason| page.push_str(&format!("  {reason}\n")));
-        output::text(&page)?;
+        output::text(&super::table::why(&why))?;
     }
     Ok(Exit::Done)
 }
@@ -137,6 +135,27 @@ pub async fn resolve(text: &str, link: &mut Link) -> Result<JobId, Failure> {
     let show = link.ask(Method::GET, &format!("/v1/jobs/{text}?facts_only=1"), None).await?;
     let head = line::head(&show)?;
     head.job.ok_or_else(|| Failure::new(Exit::Protocol, "the broker's answer names no job"))
+}
+
+/// Waits until no executor has anything of the job any more, or nobody can tell.
+pub async fn until_gone(job: JobId, link: &mut Link) {
+    let path = format!("/v1/jobs/{job}?facts_only=1");
+    let Ok(shown) = link.ask(Method::GET, &path, None).await else { return };
+    let Ok(shown) = line::read::<ShowLine>(&shown) else { return };
+    let ours = |id: &AttemptId| shown.attempts.iter().any(|attempt| attempt.attempt == *id);
+    loop {
+        let answer = link.begin(Method::GET, "/v1/executors", Body::empty()).await;
+        let Ok(mut answer) = answer else { return };
+        let mut is_held = false;
+        while let Ok(Some(text)) = answer.next().await {
+            let executor = line::read::<ExecutorLine>(&text);
+            is_held |= executor.is_ok_and(|line| line.view.attempts.iter().any(ours));
+        }
+        if !is_held {
+            return;
+        }
+        tokio::time::sleep(limits::CANCEL_LOOK_PAUSE).await;
+    }
 }
 
 /// Cancels a job whose submission may still be under way; stops when it is done or cannot be.

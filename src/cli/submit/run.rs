@@ -1,36 +1,36 @@
 //! One job: submit it, pass its output on as it is written, end as it ended.
 //!
 //! The submission carries an id drawn here, so it is simply repeated until it is acknowledged,
-//! and a broker that starts again in between changes nothing: the output is asked for from the
-//! byte after the last that was printed. Should another attempt take over, its output is printed
-//! from the beginning, and stderr says so.
+//! and a broker that starts again in between changes nothing. When the job has ended, the files
+//! that it left are fetched.
 
 use std::cell::Cell;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use hyper::Method;
 
 use crate::cli::exit::Exit;
 use crate::cli::output::{self, OutputError};
-use crate::cli::report::{self, Failure, Reporter};
-use crate::proto::id::{AttemptId, JobId};
-use crate::proto::job::JobSpec;
-use crate::proto::message::StreamName;
+use crate::cli::report::{Failure, Reporter};
+use crate::proto::id::JobId;
+use crate::proto::job::{JobSpec, SpecError};
+use crate::proto::limits;
 use crate::proto::rng::Rng;
-use crate::runtime::client::Body;
 use crate::runtime::entropy;
-use crate::wire::api::{AttemptLine, OutputLine, ResultLine, SubmitLine, SubmittedLine};
+use crate::wire::api::{SubmitLine, SubmittedLine};
 
-use super::flags::JobFlags;
-use super::interrupt::{Interrupt, Interrupts};
-use super::link::{Asked, Link};
-use super::{line, outcome, query, stdin};
+use super::fetch::OutDir;
+use super::files::Wanted;
+use super::flags::{JobFlags, Until};
+use super::follow::{Ended, Follower};
+use super::interrupt::{Interrupt, Interrupts, Stop};
+use super::link::Link;
+use super::status::Status;
+use super::{line, outcome, query, stdin, upload};
 
 /// How the following of a job ended.
 enum Followed {
-    /// The job ended.
-    Ended(Box<ResultLine>),
+    /// The job ended; what kept its files from being fetched, if anything.
+    Ended(Ended, Option<Failure>),
     /// Nobody reads our output any more.
     Closed,
 }
@@ -38,7 +38,7 @@ enum Followed {
 /// The spec that the flags describe, with everything looked up and uploaded that it needs.
 ///
 /// # Errors
-/// Standard input cannot be read, a job of `--after` is not known, or no broker is reachable.
+/// A file cannot be read, a job of `--after` is not known, or no broker is reachable.
 pub async fn spec(flags: &JobFlags, link: &mut Link) -> Result<JobSpec, Failure> {
     let mut spec = flags.base()?;
     for text in &flags.after {
@@ -48,10 +48,28 @@ pub async fn spec(flags: &JobFlags, link: &mut Link) -> Result<JobSpec, Failure>
         };
         spec.after.push(job);
     }
-    if let Some(source) = &flags.stdin {
-        spec.stdin = stdin::prepare(source, link).await?;
-    }
+    let many = flags.each || flags.jsonl;
+    upload::fill(&mut spec, Wanted::of(flags, many), link).await?;
     Ok(spec)
+}
+
+/// The same, given up at the first signal.
+///
+/// # Errors
+/// As there, or a signal came.
+pub async fn spec_unless_interrupted(
+    flags: &JobFlags,
+    link: &mut Link,
+    interrupts: &mut Interrupts,
+) -> Result<JobSpec, Failure> {
+    tokio::select! {
+        biased;
+        spec = spec(flags, link) => spec,
+        _ = interrupts.next() => {
+            let what = "interrupted before all files were handed over; nothing was submitted";
+            Err(Failure::new(Exit::Cancelled, what))
+        }
+    }
 }
 
 /// A fresh job id.
@@ -59,13 +77,48 @@ pub fn fresh_id() -> JobId {
     JobId::random(entropy::wall(), &mut Rng::from_seed(entropy::seed()))
 }
 
-fn submission(spec: JobSpec) -> (JobId, String) {
+fn submission(spec: JobSpec) -> Result<(JobId, String), Failure> {
     let id = match &spec.key {
         Some(key) => JobId::keyed(key, &spec.digest()),
         None => fresh_id(),
     };
     let line = SubmitLine { index: 0, id: Some(id), spec };
-    (id, serde_json::to_string(&line).expect("a spec has only string keys"))
+    let text = serde_json::to_string(&line).expect("a spec has only string keys");
+    if text.len() > limits::SPEC_BYTES_MAX {
+        return Err(Failure::new(Exit::Data, SpecError::Long)
+            .hint("put long arguments and variables into a file: --in FILE"));
+    }
+    Ok((id, text))
+}
+
+/// Where the outputs of one job go: as told, or into the current directory if some are named.
+fn out_dir(flags: &JobFlags) -> Result<Option<OutDir>, Failure> {
+    let here = std::path::Path::new(".");
+    let unnamed = (!flags.outputs.is_empty()).then_some(here);
+    flags.out_dir.as_deref().or(unnamed).map(OutDir::create).transpose()
+}
+
+async fn detach(flags: &JobFlags, link: &mut Link, status: &mut Status) -> Result<Exit, Failure> {
+    let (_, body) = submission(spec(flags, link).await?)?;
+    let line = link.submit("/v1/jobs", &body, &Cell::new(false)).await?;
+    let taken: SubmittedLine = line::read(&line)?;
+    output::text(&format!("{}\n", taken.job))?;
+    status.push(&line);
+    status.write().await?;
+    Ok(Exit::Done)
+}
+
+/// One job that is waited for, and how far it is.
+struct Run<'a> {
+    id: JobId,
+    /// Whether a broker may know of it.
+    sent: Cell<bool>,
+    /// Whether it has ended and its files are fetched; then a signal ends that.
+    fetching: Cell<bool>,
+    stop: Stop,
+    out: Option<OutDir>,
+    reporter: Reporter,
+    flags: &'a JobFlags,
 }
 
 /// Submits one job without live output: its id with `--detach`, else its result line.
@@ -75,30 +128,25 @@ fn submission(spec: JobSpec) -> (JobId, String) {
 pub async fn report(
     flags: &JobFlags,
     link: &mut Link,
+    mut status: Status,
     reporter: Reporter,
 ) -> Result<Exit, Failure> {
-    let (id, body) = submission(spec(flags, link).await?);
     if flags.detach {
-        return detach(&body, link).await;
+        return detach(flags, link, &mut status).await;
     }
     let mut interrupts = Interrupts::new()?;
-    let (twin, sent) = (link.twin(), Cell::new(false));
-    let ask = async {
-        let line = link.submit("/v1/jobs?until=accepted", &body, &sent).await?;
-        let ended: ResultLine = line::read(&line)?;
-        match output::bytes(format!("{line}\n").as_bytes()).await {
-            Ok(()) | Err(OutputError::Closed) => Ok(Followed::Ended(Box::new(ended))),
+    let (run, body) = Run::prepare(flags, link, &mut interrupts, reporter).await?;
+    let twin = link.twin();
+    let path = format!("/v1/jobs?until={}", flags.until.word());
+    let work = async {
+        let ended = Ended::read(link.submit(&path, &body, &run.sent).await?)?;
+        let unfetched = run.fetch(&ended, link).await;
+        match output::bytes(format!("{}\n", ended.text).as_bytes()).await {
+            Ok(()) | Err(OutputError::Closed) => Ok(Followed::Ended(ended, unfetched)),
             Err(error) => Err(error.into()),
         }
     };
-    attend(ask, (id, &sent), twin, &mut interrupts, reporter).await
-}
-
-async fn detach(body: &str, link: &mut Link) -> Result<Exit, Failure> {
-    let line = link.submit("/v1/jobs", body, &Cell::new(false)).await?;
-    let taken: SubmittedLine = line::read(&line)?;
-    output::text(&format!("{}\n", taken.job))?;
-    Ok(Exit::Done)
+    run.attend(work, twin, &mut interrupts, &mut status).await
 }
 
 /// Submits one job and passes its output on until it ends.
@@ -108,241 +156,172 @@ async fn detach(body: &str, link: &mut Link) -> Result<Exit, Failure> {
 pub async fn follow(
     flags: &JobFlags,
     link: &mut Link,
+    mut status: Status,
     reporter: Reporter,
 ) -> Result<Exit, Failure> {
-    let hint = flags.stdin.is_none() && stdin::is_waiting();
+    let reads_stdin = flags.reads_stdin();
+    let hint = !reads_stdin && stdin::is_waiting();
     if hint {
         reporter.hint("the job does not get what is on stdin; '--stdin -' passes it on");
     }
-    let (id, body) = submission(spec(flags, link).await?);
     if flags.detach {
-        return detach(&body, link).await;
+        return detach(flags, link, &mut status).await;
     }
     let mut interrupts = Interrupts::new()?;
-    let (twin, sent) = (link.twin(), Cell::new(false));
-    let mut follower = Follower::both(id, reporter);
+    let (run, body) = Run::prepare(flags, link, &mut interrupts, reporter).await?;
+    let twin = link.twin();
+    let mut follower = Follower::both(run.id, reporter);
     let work = async {
-        link.submit("/v1/jobs", &body, &sent).await?;
+        link.submit("/v1/jobs", &body, &run.sent).await?;
         match follower.follow(link).await {
-            Ok(ended) => Ok(Followed::Ended(Box::new(ended))),
+            Ok(ended) => {
+                let ended = run.settled(ended, link).await?;
+                let unfetched = run.fetch(&ended, link).await;
+                Ok(Followed::Ended(ended, unfetched))
+            }
             Err(failure) if failure.what.is_empty() => Ok(Followed::Closed),
             Err(failure) => Err(failure),
         }
     };
-    let exit = attend(work, (id, &sent), twin, &mut interrupts, reporter).await;
-    if !hint && flags.stdin.is_none() && stdin::is_waiting() {
+    let exit = run.attend(work, twin, &mut interrupts, &mut status).await;
+    if !hint && !reads_stdin && stdin::is_waiting() {
         reporter.hint("the job did not get what is on stdin; '--stdin -' passes it on");
     }
     exit
 }
 
-/// Waits for the work while attending to signals: the first Ctrl-C cancels the job, a second one,
-/// TERM and HUP leave it to itself. Before the job was sent to any broker, each ends us at once.
-async fn attend(
-    work: impl Future<Output = Result<Followed, Failure>>,
-    (id, sent): (JobId, &Cell<bool>),
-    mut twin: Link,
-    interrupts: &mut Interrupts,
-    reporter: Reporter,
-) -> Result<Exit, Failure> {
-    let mut work = std::pin::pin!(work);
-    let mut cancelling = false;
-    let cancel = async {
-        query::cancel_until_known(id, &mut twin).await;
-        std::future::pending::<()>().await;
-    };
-    let mut cancel = std::pin::pin!(cancel);
-    let followed = loop {
-        tokio::select! {
-            followed = &mut work => break followed,
-            interrupt = interrupts.next() => match interrupt {
-                _ if !sent.get() => {
-                    let what = "interrupted before a broker was reached; nothing was submitted";
-                    return Err(Failure::new(Exit::Cancelled, what));
-                }
-                Interrupt::Cancel if !cancelling => {
-                    cancelling = true;
-                    reporter.note("cancelling the job; press Ctrl-C again to leave it to itself");
-                }
-                Interrupt::Cancel | Interrupt::Detach => {
-                    return Ok(outcome::unknown(id, "detached", reporter));
-                }
-            },
-            () = &mut cancel, if cancelling => {}
-        }
-    };
-    match followed {
-        Ok(Followed::Ended(ended)) => Ok(outcome::tell(&ended, reporter)),
-        Ok(Followed::Closed) => {
-            // As a local command would, the job ends when nobody reads it.
-            tokio::select! {
-                () = &mut cancel => {}
-                () = tokio::time::sleep(crate::proto::limits::CANCEL_WAIT_MAX) => {}
-            }
-            Ok(Exit::Done)
-        }
-        Err(failure) if failure.exit == Exit::Unknown => {
-            Ok(outcome::unknown(id, &failure.what, reporter))
-        }
-        Err(failure) => Err(failure),
-    }
-}
-
-/// Follows a job's output and remembers how much of it was printed.
-pub struct Follower {
-    job: JobId,
-    attempt: Option<AttemptId>,
-    /// Bytes printed of each stream that is wanted.
-    stdout: Option<u64>,
-    stderr: Option<u64>,
-    /// Whether standard error is what was asked for, and so goes to our stdout.
-    stderr_is_data: bool,
-    reporter: Reporter,
-}
-
-impl Follower {
-    /// Both streams, each to ours; nothing printed yet.
-    pub fn both(job: JobId, reporter: Reporter) -> Self {
-        let (stdout, stderr) = (Some(0), Some(0));
-        Self { job, attempt: None, stdout, stderr, stderr_is_data: false, reporter }
-    }
-
-    /// One stream, to our standard output; nothing printed yet.
-    pub fn one(job: JobId, stderr: bool, reporter: Reporter) -> Self {
-        let (stdout, stderr) = ((!stderr).then_some(0), stderr.then_some(0));
-        Self { job, attempt: None, stdout, stderr, stderr_is_data: true, reporter }
-    }
-
-    /// Passes output on until the job ends, whatever becomes of the broker meanwhile.
-    ///
-    /// # Errors
-    /// No broker answered for too long, it refused, or nobody reads (then there are no words).
-    pub async fn follow(&mut self, link: &mut Link) -> Result<ResultLine, Failure> {
-        loop {
-            match self.follow_once(true, link).await {
-                Ok(Some(ended)) => return Ok(ended),
-                // A broker that stops in order ends its answers without a result.
-                Ok(None) => link.lose("the answer ended before the job did"),
-                Err(Asked::Gone(error)) => link.lose_question(&error)?,
-                Err(Asked::Failed(failure)) => return Err(failure),
-            }
-        }
-    }
-
-    /// Passes on what one answer holds; the result line where the job ended.
-    ///
-    /// # Errors
-    /// Whether the broker went away, or something failed.
-    pub async fn follow_once(
-        &mut self,
-        go_on: bool,
+impl<'a> Run<'a> {
+    async fn prepare(
+        flags: &'a JobFlags,
         link: &mut Link,
-    ) -> Result<Option<ResultLine>, Asked> {
-        let mut answer = link.begin(Method::GET, &self.path(go_on), Body::empty()).await?;
-        while let Some(text) = answer.next().await? {
-            let head = line::head(&text).map_err(Asked::Failed)?;
-            match &*head.kind {
-                "attempt" => {
-                    let line: AttemptLine = line::read(&text).map_err(Asked::Failed)?;
-                    self.switch(&line.attempt);
-                }
-                "output" => {
-                    let line: OutputLine = line::read(&text).map_err(Asked::Failed)?;
-                    self.print(&line).await.map_err(Asked::Failed)?;
-                }
-                "result" => {
-                    let ended: ResultLine = line::read(&text).map_err(Asked::Failed)?;
-                    self.rest(&ended).await.map_err(Asked::Failed)?;
-                    return Ok(Some(ended));
-                }
-                _ => {}
+        interrupts: &mut Interrupts,
+        reporter: Reporter,
+    ) -> Result<(Self, String), Failure> {
+        let out = out_dir(flags)?;
+        let (id, body) = submission(spec_unless_interrupted(flags, link, interrupts).await?)?;
+        let (sent, fetching, stop) = (Cell::new(false), Cell::new(false), Stop::default());
+        Ok((Self { id, sent, fetching, stop, out, reporter, flags }, body))
+    }
+
+    /// The result that was asked for: a final one, where that is wanted and it is not yet.
+    async fn settled(&self, ended: Ended, link: &mut Link) -> Result<Ended, Failure> {
+        if self.flags.until == Until::Accepted || ended.line.is_final {
+            return Ok(ended);
+        }
+        let path = format!("/v1/jobs/{}?until=final", self.id);
+        Ended::read(link.ask(Method::GET, &path, None).await?)
+    }
+
+    /// Fetches what the job left behind; gives back why that was not done.
+    async fn fetch(&self, ended: &Ended, link: &mut Link) -> Option<Failure> {
+        let outputs = &ended.line.outputs;
+        let out = self.out.as_ref().filter(|_| !outputs.is_empty())?;
+        self.fetching.set(true);
+        tokio::select! {
+            biased;
+            fetched = out.fetch(self.id, None, outputs, link) => fetched.err(),
+            interrupt = self.stop.asked() => {
+                let exit = match interrupt {
+                    Interrupt::Cancel => Exit::Cancelled,
+                    Interrupt::Detach => Exit::Unknown,
+                };
+                let what = format_args!("{}: interrupted before all its files were here", self.id);
+                let hint = format_args!("'ucp-submit output {} --out-dir DIR' fetches them", self.id);
+                Some(Failure::new(exit, what).hint(hint))
             }
         }
-        Ok(None)
     }
 
-    fn path(&self, go_on: bool) -> String {
-        let mut path = format!("/v1/jobs/{}/output?", self.job);
-        let mut add = |name: &str, value: String| path.push_str(&format!("{name}={value}&"));
-        if go_on {
-            add("follow", "1".to_owned());
-        }
-        if let Some(from) = self.stdout {
-            add("stdout_from", from.to_string());
-        }
-        if let Some(from) = self.stderr {
-            add("stderr_from", from.to_string());
-        }
-        if let Some(attempt) = &self.attempt {
-            add("attempt", attempt.to_string());
-        }
-        path.truncate(path.len() - 1);
-        path
-    }
-
-    fn switch(&mut self, attempt: &AttemptId) {
-        if self.attempt.as_ref() == Some(attempt) {
-            return;
-        }
-        if self.attempt.is_some() {
-            self.reporter.note(format_args!(
-                "{}: runs anew as attempt {attempt}; its output follows from the beginning",
-                self.job
-            ));
-        }
-        self.attempt = Some(attempt.clone());
-        self.stdout = self.stdout.map(|_| 0);
-        self.stderr = self.stderr.map(|_| 0);
-    }
-
-    async fn print(&mut self, line: &OutputLine) -> Result<(), Failure> {
-        let bytes = STANDARD.decode(&line.base64).map_err(|error| {
-            Failure::new(Exit::Protocol, format_args!("the broker sent broken output: {error}"))
-        })?;
-        self.switch(&line.attempt);
-        self.put(line.stream, line.offset, &bytes).await
-    }
-
-    /// Prints the part of a piece that was not printed before.
-    async fn put(&mut self, name: StreamName, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
-        let printed = match name {
-            StreamName::Stdout => &mut self.stdout,
-            StreamName::Stderr => &mut self.stderr,
+    /// Waits for the work while attending to signals: the first Ctrl-C cancels the job, a second
+    /// one, TERM and HUP leave it to itself. Before the job was sent to any broker, each ends us
+    /// at once; when it has ended, each ends the fetching of its files.
+    async fn attend(
+        &self,
+        work: impl Future<Output = Result<Followed, Failure>>,
+        mut twin: Link,
+        interrupts: &mut Interrupts,
+        status: &mut Status,
+    ) -> Result<Exit, Failure> {
+        let (id, reporter) = (self.id, self.reporter);
+        let mut other = twin.twin();
+        let mut work = std::pin::pin!(work);
+        let (mut cancelling, mut stopping) = (false, false);
+        let cancel = async {
+            query::cancel_until_known(id, &mut twin).await;
+            std::future::pending::<()>().await;
         };
-        let Some(printed) = printed else { return Ok(()) };
-        if offset > *printed {
-            let missing = offset - *printed;
-            self.reporter.note(format_args!("{}: {missing} bytes of output are missing", self.job));
-            *printed = offset;
-        }
-        let known = usize::try_from(*printed - offset).unwrap_or(usize::MAX);
-        let Some(fresh) = bytes.get(known..).filter(|fresh| !fresh.is_empty()) else {
-            return Ok(());
+        let mut cancel = std::pin::pin!(cancel);
+        let followed = loop {
+            tokio::select! {
+                followed = &mut work => break followed,
+                interrupt = interrupts.next() => match interrupt {
+                    _ if !self.sent.get() => {
+                        let what = "interrupted before a broker was reached; nothing was submitted";
+                        return Err(Failure::new(Exit::Cancelled, what));
+                    }
+                    interrupt if self.fetching.get() && !stopping => {
+                        stopping = true;
+                        self.stop.ask(interrupt);
+                    }
+                    Interrupt::Cancel if !cancelling && !stopping => {
+                        cancelling = true;
+                        reporter.note("cancelling the job; press Ctrl-C again to leave it to itself");
+                    }
+                    Interrupt::Cancel | Interrupt::Detach => {
+                        return self.unknown("detached", status).await;
+                    }
+                },
+                () = &mut cancel, if cancelling => {}
+            }
         };
-        match name {
-            StreamName::Stderr if !self.stderr_is_data => report::bytes(fresh).await,
-            StreamName::Stdout | StreamName::Stderr => output::bytes(fresh).await?,
+        match followed {
+            Ok(Followed::Ended(ended, unfetched)) => {
+                if cancelling {
+                    // The job is ended at once; its processes have a moment to do so.
+                    tokio::select! {
+                        () = query::until_gone(id, &mut other) => {}
+                        () = tokio::time::sleep(limits::CANCEL_WAIT_MAX) => {}
+                        _ = interrupts.next() => {}
+                    }
+                }
+                self.end(&ended, unfetched, status).await
+            }
+            Ok(Followed::Closed) => {
+                // As a local command would, the job ends when nobody reads it.
+                tokio::select! {
+                    () = &mut cancel => {}
+                    () = tokio::time::sleep(limits::CANCEL_WAIT_MAX) => {}
+                }
+                Ok(Exit::Done)
+            }
+            Err(failure) if failure.exit == Exit::Unknown => {
+                self.unknown(&failure.what, status).await
+            }
+            Err(failure) => Err(failure),
         }
-        *printed += fresh.len() as u64;
-        Ok(())
     }
 
-    /// Prints what only the result holds: the executor may have gone before all was passed on.
-    async fn rest(&mut self, ended: &ResultLine) -> Result<(), Failure> {
-        let Some(attempt) = &ended.attempt else { return Ok(()) };
-        self.switch(attempt);
-        let streams = [
-            (StreamName::Stdout, &ended.stdout, &ended.encoding),
-            (StreamName::Stderr, &ended.stderr, &ended.stderr_encoding),
-        ];
-        for (name, text, encoding) in streams {
-            let Some(text) = text else { continue };
-            let bytes = match encoding {
-                Some(_) => STANDARD.decode(text).unwrap_or_default(),
-                None => text.clone().into_bytes(),
-            };
-            self.put(name, 0, &bytes).await?;
-        }
-        Ok(())
+    async fn unknown(&self, why: &str, status: &mut Status) -> Result<Exit, Failure> {
+        let exit = outcome::unknown(self.id, why, self.reporter);
+        status.push_unknown(self.id, why);
+        status.write().await?;
+        Ok(exit)
+    }
+
+    /// The job's own status first; that its files are not here counts where it succeeded.
+    async fn end(
+        &self,
+        ended: &Ended,
+        unfetched: Option<Failure>,
+        status: &mut Status,
+    ) -> Result<Exit, Failure> {
+        let exit = outcome::tell(&ended.line, self.reporter);
+        status.push(&ended.text);
+        let exit = match unfetched.map(|failure| self.reporter.failure(&failure)) {
+            Some(said) if exit.status() == 0 => said,
+            _ => exit,
+        };
+        status.write().await?;
+        Ok(exit)
     }
 }

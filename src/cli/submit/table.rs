@@ -5,8 +5,9 @@
 use std::fmt::Write as _;
 
 use crate::proto::id::JobId;
+use crate::proto::text::Text;
 use crate::proto::view::JobState;
-use crate::wire::api::{JobLine, ShowLine, needs_words};
+use crate::wire::api::{JobLine, ResultLine, ShowLine, WhyLine, needs_words};
 
 /// The widest column: a command is cut there.
 const COLUMN_MAX: usize = 48;
@@ -18,8 +19,12 @@ fn short(job: JobId) -> String {
     job.to_string().split_off(36 - ID_DIGITS)
 }
 
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 fn cut(text: &str) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let clean = clean(text);
     if clean.chars().count() <= COLUMN_MAX {
         return clean;
     }
@@ -65,7 +70,7 @@ pub fn jobs(jobs: &[JobLine], colour: bool) -> String {
             job.attempts.to_string(),
             job.executor.as_ref().map_or("-".to_owned(), ToString::to_string),
             job.submitted_at.chars().take(19).collect::<String>().replace('T', " "),
-            cut(job.name.as_ref().unwrap_or(&job.command.join(" "))),
+            cut(job.name.as_ref().unwrap_or(&words(&job.command))),
         ]
     };
     let rows: Vec<_> = jobs.iter().map(row).collect();
@@ -96,7 +101,7 @@ pub fn page(show: &ShowLine) -> String {
     let mut rows = vec![
         ("job", show.job.to_string()),
         ("state", show.state.word().to_owned()),
-        ("command", cut(&show.spec.command.join(" "))),
+        ("command", cut(&show.spec.command_line())),
         ("needs", needs_words(&show.spec.needs)),
         ("precedence", show.spec.precedence.to_string()),
         ("submitted", format!("{} as {}", show.submitted_at, show.birth)),
@@ -104,23 +109,18 @@ pub fn page(show: &ShowLine) -> String {
         ("generation", show.generation.to_string()),
     ];
     rows.extend(show.spec.name.as_ref().map(|name| ("name", cut(name))));
-    if let Some(outcome) = &show.outcome {
-        let kind = if outcome.is_final { "final" } else { "provisional" };
-        let status = status(outcome.exit, outcome.signal);
-        rows.push(("outcome", format!("{}, exit {status}, {kind}", outcome.state.word())));
-        let why = outcome.reason.as_ref().or(outcome.error.as_ref());
-        rows.extend(why.map(|why| ("reason", cut(why))));
-    }
+    rows.extend(show.outcome.iter().flat_map(ending));
     let mut text = String::new();
     for (name, value) in rows {
         let _ = writeln!(text, "{name:11} {value}");
     }
     let attempt = |attempt: &crate::wire::api::AttemptShown| {
+        let said: Vec<_> = attempt.reason.iter().chain(&attempt.unproven).cloned().collect();
         vec![
             attempt.attempt.to_string(),
             attempt.state.to_string(),
             attempt.executor.to_string(),
-            cut(attempt.reason.as_deref().unwrap_or("-")),
+            if said.is_empty() { "-".to_owned() } else { clean(&said.join("; ")) },
         ]
     };
     let result = |result: &crate::wire::api::ResultShown| {
@@ -144,9 +144,43 @@ pub fn page(show: &ShowLine) -> String {
     text
 }
 
+/// The rows that tell how a job ended.
+fn ending(outcome: &ResultLine) -> Vec<(&'static str, String)> {
+    let kind = if outcome.is_final { "final" } else { "provisional" };
+    let status = status(outcome.exit, outcome.signal);
+    let mut rows = vec![("outcome", format!("{}, exit {status}, {kind}", outcome.state.word()))];
+    let words =
+        [("reason", &outcome.reason), ("error", &outcome.error), ("unproven", &outcome.unproven)];
+    rows.extend(words.into_iter().filter_map(|(name, said)| Some((name, clean(said.as_ref()?)))));
+    rows.extend(outcome.timed_out.then(|| ("timed out", "yes".to_owned())));
+    rows.extend(outcome.truncated.then(|| ("truncated", "more was written than kept".to_owned())));
+    let isolation = &outcome.isolation;
+    rows.extend((!isolation.is_unknown()).then(|| ("isolation", isolation.to_string())));
+    for (path, file) in &outcome.outputs {
+        let mark = if file.executable { ", executable" } else { "" };
+        rows.push(("output", format!("{}, {} bytes{mark}", clean(path), file.size)));
+    }
+    rows
+}
+
+/// The page of `why`.
+#[must_use]
+pub fn why(why: &WhyLine) -> String {
+    let named = why.name.as_ref().map_or(String::new(), |name| format!(" ({})", cut(name)));
+    let mut page = format!("{}{named}\n", why.state.word());
+    for reason in &why.reasons {
+        let _ = writeln!(page, "  {}", clean(reason));
+    }
+    page
+}
+
 fn serde_word(value: &impl serde::Serialize) -> String {
     let word = serde_json::to_value(value).ok();
     word.and_then(|word| Some(word.as_str()?.to_owned())).unwrap_or_default()
+}
+
+fn words(command: &[Text]) -> String {
+    command.iter().map(Text::lossy).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Waiting for jobs that were submitted before, and their output.
+//! Waiting for jobs that were submitted before, their output, and the files that they left.
 //!
 //! Both go on when the broker starts again; a job that is not known to it is an error.
 
@@ -8,12 +8,13 @@ use crate::cli::exit::Exit;
 use crate::cli::output;
 use crate::cli::report::{Failure, Reporter};
 use crate::proto::view::JobState;
-use crate::wire::api::ResultLine;
 
+use super::fetch::OutDir;
 use super::flags::{OutputFlags, WaitFlags};
+use super::follow::{Ended, Follower};
+use super::interrupt::Interrupts;
 use super::link::{Asked, Link};
-use super::run::Follower;
-use super::{line, query};
+use super::query;
 
 /// `wait`: the result line of each job, in the order in which they are named.
 ///
@@ -21,8 +22,10 @@ use super::{line, query};
 /// No broker answered for too long, or nobody reads.
 pub async fn wait(flags: &WaitFlags, link: &mut Link, reporter: Reporter) -> Result<Exit, Failure> {
     let jobs = query::named(&flags.jobs)?;
+    let out = flags.out_dir.as_deref().map(OutDir::create).transpose()?;
     let mut at = 0;
-    let all = wait_for_all(&jobs, &mut at, link, reporter);
+    let waiting = Waiting { jobs: &jobs, out, until: flags.until.word(), reporter };
+    let all = unless_interrupted(waiting.out.is_some(), waiting.all(&mut at, link));
     let waited = match flags.timeout {
         None => all.await,
         Some(span) => match tokio::time::timeout(span.duration(), all).await {
@@ -43,32 +46,66 @@ fn unknown(job: &str, why: &str, reporter: Reporter) -> Exit {
     reporter.failure(&Failure::new(Exit::Unknown, format_args!("{job}: {what}")))
 }
 
-async fn wait_for_all(
-    jobs: &[String],
-    at: &mut usize,
-    link: &mut Link,
+/// Several jobs that are waited for.
+struct Waiting<'a> {
+    jobs: &'a [String],
+    out: Option<OutDir>,
+    until: &'static str,
     reporter: Reporter,
-) -> Result<Exit, Failure> {
-    let mut exit = Exit::Done;
-    for (number, job) in jobs.iter().enumerate() {
-        *at = number;
-        let path = format!("/v1/jobs/{job}?until=accepted");
-        match link.ask(Method::GET, &path, None).await {
-            Ok(text) => {
-                output::bytes(format!("{text}\n").as_bytes()).await?;
-                let ended: ResultLine = line::read(&text)?;
-                if ended.state != JobState::Succeeded && exit == Exit::Done {
-                    exit = Exit::No;
+}
+
+impl Waiting<'_> {
+    async fn all(&self, at: &mut usize, link: &mut Link) -> Result<Exit, Failure> {
+        let mut exit = Exit::Done;
+        for (number, job) in self.jobs.iter().enumerate() {
+            *at = number;
+            let path = format!("/v1/jobs/{job}?until={}", self.until);
+            match link.ask(Method::GET, &path, None).await {
+                Ok(text) => {
+                    let ended = Ended::read(text)?;
+                    let unfetched = self.fetch(&ended, link).await.err();
+                    output::bytes(format!("{}\n", ended.text).as_bytes()).await?;
+                    if let Some(failure) = unfetched {
+                        exit = self.reporter.failure(&failure);
+                    } else if ended.line.state != JobState::Succeeded && exit == Exit::Done {
+                        exit = Exit::No;
+                    }
                 }
+                Err(failure) if failure.problem.is_some() => {
+                    let doing = format_args!("cannot wait for {job}");
+                    exit = self.reporter.failure(&failure.while_doing(doing));
+                }
+                Err(failure) => return Err(failure),
             }
-            Err(failure) if failure.problem.is_some() => {
-                exit =
-                    reporter.failure(&failure.while_doing(format_args!("cannot wait for {job}")));
-            }
-            Err(failure) => return Err(failure),
+        }
+        Ok(exit)
+    }
+
+    async fn fetch(&self, ended: &Ended, link: &mut Link) -> Result<(), Failure> {
+        let Some(out) = &self.out else { return Ok(()) };
+        let job = ended.line.job;
+        let below = (self.jobs.len() > 1).then(|| job.to_string());
+        out.fetch(job, below.as_deref(), &ended.line.outputs, link).await
+    }
+}
+
+/// Work that a signal ends as it always does; where it writes files, what is half there goes.
+async fn unless_interrupted<T>(
+    writes: bool,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    if !writes {
+        return work.await;
+    }
+    let mut interrupts = Interrupts::new()?;
+    tokio::select! {
+        biased;
+        done = work => done,
+        interrupt = interrupts.next() => {
+            let what = "interrupted before all files were here; the jobs go on";
+            Err(Failure::new(Exit::Job(interrupt.status()), what))
         }
     }
-    Ok(exit)
 }
 
 /// `output`: what a job wrote, byte for byte.
@@ -80,15 +117,27 @@ pub async fn output(
     link: &mut Link,
     reporter: Reporter,
 ) -> Result<Exit, Failure> {
+    let out = flags.out_dir.as_deref().map(OutDir::create).transpose()?;
     let job = query::resolve(&flags.job, link).await?;
     let mut follower = Follower::one(job, flags.stderr, reporter);
-    if flags.follow {
-        follower.follow(link).await?;
-        return Ok(Exit::Done);
-    }
+    let work = async {
+        let ended = if flags.follow {
+            Some(follower.follow(link).await?)
+        } else {
+            written(&mut follower, link).await?
+        };
+        if let (Some(out), Some(ended)) = (&out, ended) {
+            out.fetch(job, None, &ended.line.outputs, link).await?;
+        }
+        Ok(Exit::Done)
+    };
+    unless_interrupted(out.is_some(), work).await
+}
+
+async fn written(follower: &mut Follower, link: &mut Link) -> Result<Option<Ended>, Failure> {
     loop {
         match follower.follow_once(false, link).await {
-            Ok(_) => return Ok(Exit::Done),
+            Ok(ended) => return Ok(ended),
             Err(Asked::Gone(error)) => link.lose_question(&error)?,
             Err(Asked::Failed(failure)) => return Err(live_only(failure)),
         }

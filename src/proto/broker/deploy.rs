@@ -186,11 +186,11 @@ impl Broker {
             (true, None) => {
                 let rank = Rank::new(spec.precedence, job.since, job.arrival);
                 job.queued = Some(rank);
-                self.queue.insert(&spec.needs, rank, id, spec.precedence);
+                self.queue.insert(spec.kind(), &spec.needs, rank, id, spec.precedence);
             }
             (false, Some(rank)) => {
                 job.queued = None;
-                self.queue.remove(&spec.needs, rank);
+                self.queue.remove(spec.kind(), &spec.needs, rank);
             }
             _ => {}
         }
@@ -238,8 +238,8 @@ impl Broker {
                 return;
             }
             let (now, suspect_after) = (self.now.mono, self.config.suspect_after);
-            let candidates = self.queue.heads().filter_map(|(needs, rank, job)| {
-                let executor = self.fleet.choose(needs, now, suspect_after)?;
+            let candidates = self.queue.heads().filter_map(|(kind, needs, rank, job)| {
+                let executor = self.fleet.choose(kind, needs, now, suspect_after)?;
                 Some((rank, job, executor))
             });
             let Some((_, job, executor)) = candidates.min_by_key(|(rank, ..)| *rank) else {

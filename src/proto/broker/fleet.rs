@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::proto::capability::{self, Needs, Occupied, Unmet};
+use crate::proto::capability::{self, Kind, Needs, Occupied, Unmet};
 use crate::proto::id::{AttemptId, ExecutorId, JobId, SessionId};
 use crate::proto::message::Hello;
 use crate::proto::time::Monotonic;
@@ -35,6 +35,8 @@ pub(super) struct Seat {
     pub away_until: Option<Monotonic>,
     /// Whether it takes nothing new.
     pub draining: bool,
+    /// It handed an attempt back, and is left alone until then.
+    pub avoided_until: Option<Monotonic>,
     /// The attempts that occupy it.
     pub assigned: BTreeMap<AttemptId, Assigned>,
     /// The sum of what they occupy.
@@ -49,6 +51,7 @@ impl Seat {
             heard: now,
             away_until: Some(until),
             draining: false,
+            avoided_until: None,
             assigned: BTreeMap::new(),
             occupied: Occupied::default(),
         }
@@ -68,10 +71,10 @@ impl Seat {
     }
 
     /// Whether it could take a job with these needs now.
-    pub(super) fn fits(&self, needs: &Needs) -> Result<(), Unmet> {
+    pub(super) fn fits(&self, kind: Kind, needs: &Needs) -> Result<(), Unmet> {
         match &self.hello {
             Some(hello) if self.session.is_some() && !self.draining => {
-                capability::fits(needs, &hello.capability, &hello.load, &self.occupied)
+                capability::fits(kind, needs, &hello.capability, &hello.load, &self.occupied)
             }
             _ => Err(Unmet::Busy),
         }
@@ -114,13 +117,17 @@ impl Fleet {
     /// The executor that fits these needs, is not suspect, and has the most free slots.
     pub(super) fn choose(
         &self,
+        kind: Kind,
         needs: &Needs,
         now: Monotonic,
         suspect_after: Duration,
     ) -> Option<&ExecutorId> {
         let seats = self.open.iter().filter_map(|id| self.seats.get(id).map(|seat| (id, seat)));
-        let fitting = seats
-            .filter(|(_, seat)| now.since(seat.heard) < suspect_after && seat.fits(needs).is_ok());
+        let fitting = seats.filter(|(_, seat)| {
+            now.since(seat.heard) < suspect_after
+                && seat.avoided_until.is_none_or(|until| until <= now)
+                && seat.fits(kind, needs).is_ok()
+        });
         fitting.max_by_key(|(id, seat)| (seat.free_slots(), std::cmp::Reverse(*id))).map(|s| s.0)
     }
 

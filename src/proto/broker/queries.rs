@@ -6,7 +6,6 @@ use super::Broker;
 use crate::proto::arbitrate;
 use crate::proto::event::{JobRef, Refusal, Reply, Request};
 use crate::proto::fact::Fact;
-use crate::proto::fold::Step;
 use crate::proto::id::{ExecutorId, JobId, RequestId};
 use crate::proto::limits;
 use crate::proto::view::{AuditView, ExecutorView, JobState, JobSummary, JobView, StatusView};
@@ -54,96 +53,9 @@ impl Broker {
         })
     }
 
-    fn heard_ms(&self, executor: &ExecutorId) -> Option<u64> {
+    pub(super) fn heard_ms(&self, executor: &ExecutorId) -> Option<u64> {
         let seat = self.fleet.seats.get(executor).filter(|seat| seat.session.is_some())?;
         Some(millis(self.now.mono.since(seat.heard)))
-    }
-
-    fn why(&self, job: &JobRef) -> Result<Reply, Refusal> {
-        let id = self.find(job)?;
-        let state = self.state_of(id);
-        let reasons = match state {
-            JobState::Waiting => self.why_waiting(id),
-            JobState::Running => self.why_running(id),
-            _ => self.why_ended(id, state),
-        };
-        Ok(Reply::Why { job: id, state, reasons })
-    }
-
-    fn why_ended(&self, id: JobId, state: JobState) -> Vec<String> {
-        let Some(ended) = self.ended(id) else { return vec![] };
-        let mut reasons: Vec<String> = ended.reason.into_iter().collect();
-        if let Some((_, reported)) = &ended.result {
-            let (result, executor) = (&reported.result, &reported.executor);
-            reasons.push(match (result.exit, result.signal) {
-                (Some(exit), _) => format!("it ended with status {exit} on {executor}"),
-                (None, Some(signal)) => format!("signal {signal} ended it on {executor}"),
-                (None, None) => format!("it could not run on {executor}"),
-            });
-            reasons.extend(result.error.clone());
-            reasons.extend(result.timed_out.then(|| "its time was over".to_owned()));
-        }
-        if state == JobState::Parked {
-            reasons.push("'ucp-submit rerun' releases it".into());
-        }
-        reasons
-    }
-
-    fn why_running(&self, id: JobId) -> Vec<String> {
-        let Some(job) = self.jobs.get(&id) else { return vec![] };
-        let running = job.facts.running().map(|(fact, deployed)| {
-            let executor = &deployed.executor;
-            match self.heard_ms(executor) {
-                Some(ms) => format!("attempt {} on {executor}, heard of {ms} ms ago", fact.dot),
-                None => format!("attempt {} on {executor}, which is not connected", fact.dot),
-            }
-        });
-        running.collect()
-    }
-
-    fn why_waiting(&self, id: JobId) -> Vec<String> {
-        let Some(job) = self.jobs.get(&id) else { return vec![] };
-        let Some((_, submitted)) = job.facts.submitted() else { return vec![] };
-        let spec = &submitted.spec;
-        let mut reasons = vec![];
-        for other in &spec.after {
-            match self.jobs.get(other).and_then(|job| job.facts.state()) {
-                Some(JobState::Succeeded) => {}
-                Some(state) => reasons.push(format!("job {other} is {}", state.word())),
-                None => reasons.push(format!("job {other} is not known here")),
-            }
-        }
-        if !reasons.is_empty() {
-            return reasons;
-        }
-        if job.not_before > self.now.mono {
-            let wait = millis(job.not_before.since(self.now.mono));
-            reasons.push(format!("it is tried again in {wait} ms"));
-        }
-        if let Step::Deploy { tries, .. } = job.facts.step() {
-            let counts = [
-                (tries.failed, "failed"),
-                (tries.lost, "were lost"),
-                (tries.revoked, "were handed back"),
-            ];
-            let before = counts.into_iter().filter(|(count, _)| *count > 0);
-            reasons.extend(before.map(|(count, what)| format!("{count} attempts {what} before")));
-        }
-        if self.fleet.sessions.is_empty() {
-            reasons.push("no executor is connected".into());
-        }
-        for (executor, seat) in &self.fleet.seats {
-            let silent = self.now.mono.since(seat.heard) >= self.config.suspect_after;
-            reasons.push(match seat.fits(&spec.needs) {
-                _ if seat.session.is_none() => format!("{executor}: is not connected"),
-                _ if seat.draining => format!("{executor}: takes nothing new, it is about to end"),
-                _ if silent => format!("{executor}: has been silent for too long"),
-                Err(unmet) => format!("{executor}: {unmet}"),
-                Ok(()) => format!("{executor}: fits, others go first"),
-            });
-        }
-        reasons.truncate(limits::REASONS_MAX);
-        reasons
     }
 
     fn list(&self, state: Option<JobState>, limit: usize) -> Result<Vec<JobSummary>, Refusal> {
@@ -188,6 +100,7 @@ impl Broker {
                 state: state.into(),
                 heard_ms: millis(self.now.mono.since(seat.heard)),
                 pid: hello.pid,
+                incarnation: Some(hello.incarnation.clone()),
                 capability: hello.capability.clone(),
                 load: hello.load,
                 attempts: seat.assigned.keys().cloned().collect(),
@@ -249,7 +162,7 @@ impl Broker {
     }
 }
 
-fn millis(span: std::time::Duration) -> u64 {
+pub(super) fn millis(span: std::time::Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 

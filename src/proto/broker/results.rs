@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
-use super::Broker;
+use super::sessions::Tree;
+use super::{Broker, Timer};
 use crate::proto::fact::{Body, Ending, Reported};
 use crate::proto::fold::{Step, Tries};
 use crate::proto::id::{AttemptId, ExecutorId, JobId, SessionId};
+use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, ExecutorMessage, ResultMessage};
+
+/// What a `lost` fact says where nobody saw the end of the attempt's processes.
+const UNPROVEN: &str = "processes of the attempt may still run on its host";
 
 impl Broker {
     pub(super) fn handle_message(&mut self, session: SessionId, message: ExecutorMessage) {
@@ -38,17 +43,11 @@ impl Broker {
         let assigned = self.release(executor, &attempt).flatten();
         if let Some(real) = assigned.filter(|real| *real != id) {
             self.notice(format!("executor {executor} took {attempt} for one of job {id}"));
-            self.lose_attempt(real, &attempt, executor, "its result named another job");
+            let reason = "its result named another job";
+            self.lose_attempt(real, &attempt, executor, reason, Tree::Gone);
             self.send(session, BrokerMessage::Acknowledged { attempt });
             return;
         }
-        if !result.stdout.is_consistent() || !result.stderr.is_consistent() {
-            self.notice(format!("executor {executor} sent a malformed result of {attempt}"));
-            self.lose_attempt(id, &attempt, executor, "its result was malformed");
-            self.send(session, BrokerMessage::Acknowledged { attempt });
-            return;
-        }
-        let digest = result.digest();
         let held = self.jobs.get(&id).map(|job| &job.facts);
         let deployed = held.and_then(|facts| facts.attempt(&attempt));
         let foreign = deployed.is_some_and(|(_, deployed)| deployed.executor != *executor);
@@ -57,6 +56,14 @@ impl Broker {
             self.send(session, BrokerMessage::Acknowledged { attempt });
             return;
         }
+        if !result.is_consistent() {
+            self.notice(format!("executor {executor} sent a malformed result of {attempt}"));
+            let reason = "its result was malformed";
+            self.lose_attempt(id, &attempt, executor, reason, Tree::Gone);
+            self.send(session, BrokerMessage::Acknowledged { attempt });
+            return;
+        }
+        let digest = result.digest();
         let generation = deployed.map_or(generation.max(1), |(fact, _)| fact.generation);
         let known = held.is_some_and(|facts| {
             facts.reported().any(|(_, body)| body.attempt == attempt && body.digest == digest)
@@ -91,13 +98,25 @@ impl Broker {
                 attempt: attempt.clone(),
                 executor: executor.clone(),
                 reason: "its executor handed it back".into(),
+                unproven: None,
             };
             let generation = self.generation_of(id);
             self.write_job(id, generation, Body::Revoked(body));
             // One that ends hands back for good; one that goes on might do so for ever.
             if !draining {
                 self.back_off_by_facts(id, |step| step.revoked);
+                self.avoid(executor);
             }
+        }
+    }
+
+    /// Leaves an executor alone for a moment that could not begin what it was given: it would look
+    /// free all the time.
+    fn avoid(&mut self, executor: &ExecutorId) {
+        let until = self.now.mono.after(limits::AVOID_AFTER_HAND_BACK);
+        if let Some(seat) = self.fleet.seats.get_mut(executor) {
+            seat.avoided_until = Some(until);
+            self.set_timer(until, Timer::Executor(executor.clone()));
         }
     }
 
@@ -115,6 +134,7 @@ impl Broker {
         attempt: &AttemptId,
         executor: &ExecutorId,
         reason: &str,
+        tree: Tree,
     ) {
         let running = self.jobs.get(&id).and_then(|job| {
             let found = job.facts.running().find(|(fact, _)| fact.dot == attempt.0);
@@ -125,6 +145,7 @@ impl Broker {
             attempt: attempt.clone(),
             executor: executor.clone(),
             reason: reason.to_owned(),
+            unproven: (tree == Tree::Unproven).then(|| UNPROVEN.to_owned()),
         };
         self.write_job(id, generation, Body::Lost(body));
         // The first loss is made good at once; only a job that goes on losing has to wait.

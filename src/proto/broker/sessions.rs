@@ -3,7 +3,7 @@
 //! A session that closes leaves its seat waiting: for `reconnect_grace`, or not at all where the
 //! process is known to be dead. After its own start the broker waits `lost_after` for the
 //! executors of attempts that its facts call running. What an executor announces and the facts do
-//! not call running is stopped.
+//! not call running is stopped. An attempt that is lost says whether its processes are surely gone.
 
 use std::collections::BTreeSet;
 
@@ -14,6 +14,26 @@ use crate::proto::event::Output;
 use crate::proto::id::{AttemptId, ExecutorId, JobId, SessionId};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, Hello, SESSION_VERSION};
+
+/// What is known of the processes of an attempt that is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tree {
+    /// None is left.
+    Gone,
+    /// Some may still run.
+    Unproven,
+}
+
+impl Tree {
+    /// After a restart of an executor: it boots with none, and an executor that begins kills what
+    /// the cgroup of its earlier life holds, if that had one.
+    fn after_restart(before: Option<&Hello>, hello: &Hello) -> Self {
+        let Some(before) = before else { return Self::Unproven };
+        let rebooted = before.incarnation.boot != hello.incarnation.boot;
+        let swept = before.cgroup.is_some() && hello.cgroup.is_some();
+        if rebooted || swept { Self::Gone } else { Self::Unproven }
+    }
+}
 
 impl Broker {
     /// After a start: makes seats for the executors of a job's running attempts.
@@ -54,6 +74,7 @@ impl Broker {
         }
         let announced: BTreeSet<AttemptId> = hello.attempts.iter().cloned().collect();
         let life = hello.incarnation.life;
+        let tree = Tree::after_restart(seat.hello.as_ref(), &hello);
         seat.heard = heard;
         seat.away_until = None;
         seat.draining = false;
@@ -63,7 +84,7 @@ impl Broker {
         let log = self.log.clone().expect("sessions come after the log is open");
         let heartbeat_max = Some((self.config.suspect_after / 2).into());
         self.send(session, BrokerMessage::Welcome { log, heartbeat_max });
-        self.reconcile(session, &executor, life, &announced);
+        self.reconcile(session, &executor, (life, tree), &announced);
         self.fleet.refresh(&executor);
     }
 
@@ -106,7 +127,7 @@ impl Broker {
         &mut self,
         session: SessionId,
         executor: &ExecutorId,
-        life: u64,
+        (life, tree): (u64, Tree),
         announced: &BTreeSet<AttemptId>,
     ) {
         let Some(seat) = self.fleet.seats.get(executor) else { return };
@@ -136,7 +157,7 @@ impl Broker {
                 self.start(Some(session), job, attempt);
             } else {
                 self.release_silently(executor, attempt);
-                self.lose_attempt(job, attempt, executor, "its executor was restarted");
+                self.lose_attempt(job, attempt, executor, "its executor was restarted", tree);
             }
         }
         for attempt in announced {
@@ -170,10 +191,16 @@ impl Broker {
         self.set_timer(due, Timer::Executor(executor.clone()));
     }
 
-    pub(super) fn close_session(&mut self, session: SessionId, process_gone: bool) {
+    pub(super) fn close_session(
+        &mut self,
+        session: SessionId,
+        process_gone: bool,
+        tree_gone: bool,
+    ) {
         let Some(executor) = self.fleet.sessions.remove(&session) else { return };
         if process_gone {
-            self.lose_executor(&executor, "its executor's process ended");
+            let tree = if tree_gone { Tree::Gone } else { Tree::Unproven };
+            self.lose_executor(&executor, "its executor's process ended", tree);
             return;
         }
         let now = self.now.mono;
@@ -200,11 +227,11 @@ impl Broker {
             Some(_) => "its executor was silent",
             None => "its executor stayed away",
         };
-        self.lose_executor(executor, reason);
+        self.lose_executor(executor, reason, Tree::Unproven);
     }
 
     /// Gives an executor up with all that runs there.
-    fn lose_executor(&mut self, executor: &ExecutorId, reason: &str) {
+    fn lose_executor(&mut self, executor: &ExecutorId, reason: &str, tree: Tree) {
         let Some(seat) = self.fleet.remove(executor) else { return };
         if let Some(session) = seat.session {
             self.outputs.push_back(Output::Close { session });
@@ -219,7 +246,7 @@ impl Broker {
             self.notice(format!("executor {executor} is lost with {count} attempts: {reason}"));
         }
         for (attempt, job) in running {
-            self.lose_attempt(job, &attempt, executor, reason);
+            self.lose_attempt(job, &attempt, executor, reason, tree);
         }
     }
 }

@@ -125,6 +125,7 @@ impl Bench {
 
 fn hello(number: u64, slots: u32, attempts: Vec<AttemptId>) -> Hello {
     Hello {
+        cgroup: None,
         v: crate::proto::message::SESSION_VERSION,
         executor: format!("van{number}-00000001").parse().expect("a name"),
         incarnation: Incarnation { boot: "boot".into(), life: number },
@@ -135,6 +136,8 @@ fn hello(number: u64, slots: u32, attempts: Vec<AttemptId>) -> Hello {
             labels: BTreeMap::new(),
             arch: "x86_64".into(),
             native: true,
+            wasm: true,
+            isolation: crate::proto::isolation::Isolation::default(),
         },
         load: Load::default(),
         heartbeat: Span::from_millis(1_000),
@@ -280,7 +283,7 @@ fn a_lost_executors_jobs_go_to_another_and_its_late_result_is_judged() {
     let job = bench.submit(spec());
     let first = start_of_last(&mut bench);
     bench.connect(2, 1, vec![]);
-    let gone = Input::SessionClosed { session: SessionId(1), process_gone: true };
+    let gone = Input::SessionClosed { session: SessionId(1), process_gone: true, tree_gone: true };
     let second = starts(&bench.input(gone));
     assert_eq!(second.len(), 1);
     // The first comes back with its result before the second ended: the work counts.
@@ -316,11 +319,65 @@ fn silence_and_absence_lose_attempts_in_their_time() {
     assert_eq!(bench.state(job), JobState::Waiting);
     bench.connect(2, 1, vec![]);
     assert_eq!(bench.state(job), JobState::Running);
-    let closed = Input::SessionClosed { session: SessionId(2), process_gone: false };
+    let closed =
+        Input::SessionClosed { session: SessionId(2), process_gone: false, tree_gone: false };
     bench.input(closed);
     assert_eq!(bench.state(job), JobState::Running);
     bench.pass(limits::RECONNECT_GRACE);
     assert_eq!(bench.state(job), JobState::Waiting);
+}
+
+/// What the last `lost` fact says could not be proven.
+fn unproven(bench: &Bench) -> Option<String> {
+    let lost = bench.durable.iter().rev().find_map(|sealed| match &sealed.fact.body {
+        crate::proto::fact::Body::Lost(body) => Some(body.unproven.clone()),
+        _ => None,
+    });
+    lost.expect("an attempt was lost")
+}
+
+#[test]
+fn a_lost_attempt_says_whether_its_processes_are_surely_gone() {
+    let mut bench = Bench::new();
+    bench.submit(JobSpec { max_lost: 100, ..spec() });
+    let mut number = 0;
+    for (process_gone, tree_gone, proven) in
+        [(true, true, true), (true, false, false), (false, false, false)]
+    {
+        number += 1;
+        bench.connect(number, 1, vec![]);
+        let session = SessionId(number);
+        bench.input(Input::SessionClosed { session, process_gone, tree_gone });
+        bench.pass(limits::RECONNECT_GRACE);
+        bench.pass(limits::RETRY_BACKOFF_MAX);
+        assert_eq!(unproven(&bench).is_none(), proven, "{process_gone} {tree_gone}");
+    }
+    // A restart: proven by a reboot, or by cgroups in both lives.
+    for (boot, before, after, proven) in [
+        ("other", None, None, true),
+        ("boot", Some("/c/a"), Some("/c/b"), true),
+        ("boot", Some("/c/a"), None, false),
+        ("boot", None, Some("/c/b"), false),
+    ] {
+        let mut first = hello(9, 1, vec![]);
+        first.cgroup = before.map(str::to_owned);
+        first.incarnation.life = number;
+        number += 1;
+        let session = SessionId(number);
+        bench.input(Input::SessionOpened { session, hello: first.clone() });
+        bench.pass(limits::RETRY_BACKOFF_MAX / 100);
+        let closed = Input::SessionClosed { session, process_gone: false, tree_gone: false };
+        bench.input(closed);
+        let mut second = first;
+        (second.incarnation.life, second.incarnation.boot) = (number, boot.to_owned());
+        second.cgroup = after.map(str::to_owned);
+        number += 1;
+        let session = SessionId(number);
+        bench.input(Input::SessionOpened { session, hello: second });
+        assert_eq!(unproven(&bench).is_none(), proven, "{boot} {before:?} {after:?}");
+        bench.input(Input::SessionClosed { session, process_gone: true, tree_gone: proven });
+        bench.pass(limits::RETRY_BACKOFF_MAX);
+    }
 }
 
 #[test]
@@ -330,7 +387,11 @@ fn a28_a_job_that_takes_down_executors_is_parked_and_a_rerun_releases_it() {
     for number in 1..=2 {
         bench.connect(number, 1, vec![]);
         bench.pass(Duration::from_millis(200));
-        let gone = Input::SessionClosed { session: SessionId(number), process_gone: true };
+        let gone = Input::SessionClosed {
+            session: SessionId(number),
+            process_gone: true,
+            tree_gone: true,
+        };
         bench.input(gone);
     }
     assert_eq!(bench.state(job), JobState::Parked);
@@ -440,7 +501,11 @@ fn an_attempt_of_an_earlier_life_of_its_executor_is_lost_at_once() {
     let mut bench = Bench::new();
     bench.connect(1, 1, vec![]);
     let job = bench.submit(spec());
-    bench.input(Input::SessionClosed { session: SessionId(1), process_gone: false });
+    bench.input(Input::SessionClosed {
+        session: SessionId(1),
+        process_gone: false,
+        tree_gone: false,
+    });
     let mut again = hello(1, 1, vec![]);
     again.incarnation.life = 99;
     let outputs = bench.input(Input::SessionOpened { session: SessionId(2), hello: again });

@@ -13,6 +13,7 @@ fn at(millis: u64) -> Now {
 
 fn executor(spooled: Vec<ResultMessage>) -> Executor {
     let config = ExecutorConfig {
+        cgroup: None,
         executor: "van-00000001".parse().expect("a name"),
         incarnation: Incarnation { boot: "boot".into(), life: 1 },
         pid: 1,
@@ -22,6 +23,8 @@ fn executor(spooled: Vec<ResultMessage>) -> Executor {
             labels: BTreeMap::new(),
             arch: String::new(),
             native: true,
+            wasm: true,
+            isolation: crate::proto::isolation::Isolation::default(),
         },
         heartbeat: Duration::from_secs(1),
         silence_max: Duration::from_secs(5),
@@ -190,6 +193,19 @@ fn a36_a_draining_executor_takes_nothing_new_and_hands_back_what_it_must_stop() 
     assert_eq!(words(&hear(&mut executor, at(2), order(2, None))), ["stopped"]);
     assert_eq!(words(&give(&mut executor, at(3), ExecutorInput::HandBack)), ["kill"]);
     assert_eq!(words(&end(&mut executor, at(4), 1, 137)), ["stopped", "drained"]);
+}
+
+#[test]
+fn an_attempt_that_could_not_begin_is_handed_back_and_leaves_no_result() {
+    let unfit = |seq| ExecutorInput::Unfit { attempt: attempt(seq), reason: "no pipe".into() };
+    let mut executor = executor(vec![]);
+    register(&mut executor, at(0));
+    hear(&mut executor, at(0), order(1, None));
+    assert_eq!(words(&give(&mut executor, at(1), unfit(1))), ["notice", "stopped"]);
+    assert!(give(&mut executor, at(1), unfit(1)).is_empty());
+    hear(&mut executor, at(2), order(2, None));
+    give(&mut executor, at(2), ExecutorInput::Drain);
+    assert_eq!(words(&give(&mut executor, at(3), unfit(2))), ["notice", "stopped", "drained"]);
 }
 
 #[test]

@@ -1,65 +1,79 @@
-//! Contents too long for a message: outputs on their way to a broker, standard inputs from one.
+//! Contents too long for a message: outputs on their way to a broker, blobs from one.
 //!
 //! An output's file is named after its attempt and stays until the result is acknowledged, so
 //! that any broker, also after a restart, can be given it before the result that names it.
+//! What comes is kept for further jobs (cache.rs).
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use http_body_util::BodyExt;
-use hyper::body::Bytes;
-use hyper::{Method, StatusCode};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use crate::proto::id::{AttemptId, Digest};
 use crate::proto::limits;
 use crate::proto::message::{ExecutorMessage, ResultMessage};
-use crate::proto::result::JobResult;
-use crate::runtime::client::{Body, Client, ClientError};
+use crate::runtime::attempt::outputs::Place;
 use crate::runtime::endpoint::Address;
 use crate::runtime::process::stdin::Fetch;
+use crate::runtime::transfer::{self, TransferError};
 
+use super::cache::Cache;
 use super::session::Session;
 
-/// Pieces of a body that wait for the connection.
-const PIECES: usize = 4;
-
-fn blobs(result: &JobResult) -> impl Iterator<Item = (&'static str, Digest)> {
-    let stdout = result.stdout.blob.map(|digest| ("stdout", digest));
-    stdout.into_iter().chain(result.stderr.blob.map(|digest| ("stderr", digest)))
+/// The files with what is not in the result itself.
+fn blobs(directory: &Path, message: &ResultMessage) -> Vec<(PathBuf, Digest)> {
+    let result = &message.result;
+    let streams = [("stdout", result.stdout.blob), ("stderr", result.stderr.blob)];
+    let stream = |(name, digest): (&str, Option<Digest>)| {
+        Some((directory.join(format!("{}.{name}", message.attempt)), digest?))
+    };
+    let place = Place::new(directory, &message.attempt);
+    let outputs = result.outputs.values().enumerate().map(|(n, file)| (place.file(n), file.blob));
+    streams.into_iter().filter_map(stream).chain(outputs).collect()
 }
 
-/// Whether some output is not in the result itself.
+/// Whether some of it is not in the result itself.
 pub(super) fn is_long(message: &ResultMessage) -> bool {
-    blobs(&message.result).next().is_some()
+    let result = &message.result;
+    result.stdout.blob.is_some() || result.stderr.blob.is_some() || !result.outputs.is_empty()
 }
 
-/// The files with the outputs that are not in the result itself.
+/// The files with what is not in the result itself, as far as they are there.
 pub(super) fn files_of(directory: &Path, message: &ResultMessage) -> Vec<PathBuf> {
-    let file = |(name, _)| directory.join(format!("{}.{name}", message.attempt));
-    blobs(&message.result).map(file).filter(|path| path.exists()).collect()
+    let files = blobs(directory, message).into_iter().map(|(path, _)| path);
+    files.filter(|path| path.exists()).collect()
 }
 
-/// Removes the outputs of an attempt of an earlier life, if it left any.
+/// Removes what an attempt left beside its result, if anything; on a thread that may wait for the
+/// disk, as files may be long and many.
 pub(super) fn discard(directory: &Path, attempt: &AttemptId) {
-    for name in ["stdout", "stderr"] {
-        let path = directory.join(format!("{attempt}.{name}"));
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!("cannot remove {}: {error}", path.display());
-            }
-            _ => {}
-        }
+    let streams = ["stdout", "stderr"].map(|name| directory.join(format!("{attempt}.{name}")));
+    let place = Place::new(directory, attempt);
+    let files = [&streams[..], &[place.file(0)]].concat();
+    if !files.iter().any(|path| path.exists()) {
+        return;
     }
+    tokio::task::spawn_blocking(move || {
+        for path in streams {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!("cannot remove {}: {error}", path.display());
+                }
+                _ => {}
+            }
+        }
+        place.discard();
+    });
 }
 
 /// Removes what an earlier life left and no result names.
 pub(super) fn tidy(directory: &Path, results: &[ResultMessage]) {
-    let wanted: Vec<_> = results.iter().flat_map(|result| files_of(directory, result)).collect();
+    let wanted: BTreeSet<PathBuf> =
+        results.iter().flat_map(|result| files_of(directory, result)).collect();
     for entry in directory.read_dir().into_iter().flatten().flatten() {
         let path = entry.path();
         if !wanted.contains(&path)
@@ -77,11 +91,24 @@ pub(super) async fn send_after_blobs(
     directory: PathBuf,
     message: Box<ResultMessage>,
 ) {
-    for (name, digest) in blobs(&message.result) {
-        let path = directory.join(format!("{}.{name}", message.attempt));
-        let mut told = false;
+    let mut taken = BTreeSet::new();
+    let mut told = false;
+    for (path, digest) in blobs(&directory, &message) {
+        // Many files may have one content.
+        if !taken.insert(digest) {
+            continue;
+        }
         while !session.is_closed() {
-            let Err(error) = upload(session.address(), &path, digest).await else { break };
+            let error = match transfer::upload(session.address(), &path, digest).await {
+                Ok(()) => break,
+                Err(error @ (TransferError::File { .. } | TransferError::Content(_))) => {
+                    // Nothing that we could do later brings it back; the result itself is worth
+                    // more.
+                    tracing::error!("{} is lost: {}", path.display(), words(&error));
+                    break;
+                }
+                Err(error) => words(&error),
+            };
             if !std::mem::replace(&mut told, true) {
                 tracing::warn!("output {digest} is not taken, going on trying: {error}");
             }
@@ -91,57 +118,26 @@ pub(super) async fn send_after_blobs(
     session.send(&ExecutorMessage::Result(message));
 }
 
-async fn upload(address: &Address, path: &Path, digest: Digest) -> Result<(), ClientError> {
-    let route = format!("/v1/blobs/{digest}");
-    let mut client = Client::connect(address).await?;
-    let held = client.request(Method::HEAD, &route, Body::empty()).await?;
-    if held.status() == StatusCode::OK {
-        return Ok(());
-    }
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) => {
-            // Nothing that we could do later brings it back; the result itself is worth more.
-            tracing::error!("cannot read {}: {error}; its output is lost", path.display());
-            return Ok(());
-        }
-    };
-    let (sender, pieces) = mpsc::channel(PIECES);
-    tokio::task::spawn_blocking(move || feed(file, &sender));
-    // A connection of its own, as that of the question may be closed after it.
-    let mut client = Client::connect(address).await?;
-    client.ask(Method::PUT, &route, Body::bytes(pieces)).await.map(drop)
-}
-
-fn feed(mut file: File, sender: &mpsc::Sender<io::Result<Bytes>>) {
-    let mut buffer = vec![0; limits::OUTPUT_CHUNK_BYTES];
-    loop {
-        let piece = match file.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(count) => Ok(Bytes::copy_from_slice(&buffer[..count])),
-            Err(error) => Err(error),
-        };
-        let failed = piece.is_err();
-        if sender.blocking_send(piece).is_err() || failed {
-            return;
-        }
+fn words(error: &TransferError) -> String {
+    match error {
+        TransferError::File { what, source } => format!("cannot {what}: {source}"),
+        other => other.to_string(),
     }
 }
 
-/// Where blobs come from: the broker of the latest session.
+/// Where blobs come from: the cache, or the broker of the latest session.
 #[derive(Debug)]
 pub(super) struct Source {
-    directory: PathBuf,
+    cache: Cache,
     address: RefCell<Option<Address>>,
     changed: Notify,
-    drawn: Cell<u64>,
 }
 
 impl Source {
-    /// No broker yet; files that have no name for long are made in `directory`.
+    /// No broker yet; blobs are kept in `directory`, which must exist.
     pub(super) fn new(directory: PathBuf) -> Self {
         let (address, changed) = (RefCell::new(None), Notify::new());
-        Self { directory, address, changed, drawn: Cell::new(0) }
+        Self { cache: Cache::new(directory), address, changed }
     }
 
     /// A session with this broker began.
@@ -149,54 +145,22 @@ impl Source {
         *self.address.borrow_mut() = Some(address.clone());
         self.changed.notify_waiters();
     }
-
-    /// A file that is gone when it is closed.
-    fn nameless(&self) -> io::Result<File> {
-        self.drawn.set(self.drawn.get() + 1);
-        let path = self.directory.join(format!("fetched-{}", self.drawn.get()));
-        let mut options = File::options();
-        let file = options.read(true).write(true).create(true).truncate(true).mode(0o600);
-        let file = file.open(&path)?;
-        std::fs::remove_file(&path)?;
-        Ok(file)
-    }
-
-    async fn try_fetch(&self, address: &Address, digest: Digest) -> Result<File, FetchError> {
-        let mut client = Client::connect(address).await?;
-        let route = format!("/v1/blobs/{digest}");
-        let response = client.ask(Method::GET, &route, Body::empty()).await?;
-        let mut file = self.nameless()?;
-        let mut hasher = blake3::Hasher::new();
-        let mut body = response.into_body();
-        while let Some(frame) = body.frame().await {
-            let broken = |source| ClientError::Broken { address: address.clone(), source };
-            let frame = frame.map_err(broken)?;
-            if let Some(bytes) = frame.data_ref() {
-                hasher.update(bytes);
-                file.write_all(bytes)?;
-            }
-        }
-        if hasher.finalize().as_bytes() != &digest.0 {
-            return Err(FetchError::Content);
-        }
-        file.rewind()?;
-        Ok(file)
-    }
 }
 
-/// Why a blob is not here.
-#[derive(Debug, thiserror::Error)]
-enum FetchError {
-    #[error("{0}")]
-    Client(#[from] ClientError),
-    #[error("cannot keep it: {0}")]
-    Io(#[from] io::Error),
-    #[error("what the broker sent is something else")]
-    Content,
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::StorageFull
 }
 
 impl Fetch for Source {
     async fn fetch(&self, digest: Digest) -> Result<File, String> {
+        let turn = self.cache.turn(digest);
+        let _turn = turn.lock().await;
+        if let Some(file) = self.cache.open(digest).await {
+            return Ok(file);
+        }
+        let kept = |error: io::Error| format!("blob {digest}: cannot keep it: {error}");
+        let mut partial = self.cache.begin().map_err(kept)?;
+        let mut cleared = false;
         loop {
             let changed = self.changed.notified();
             let address = self.address.borrow().clone();
@@ -204,20 +168,23 @@ impl Fetch for Source {
                 changed.await;
                 continue;
             };
-            let error = match self.try_fetch(&address, digest).await {
-                Ok(file) => return Ok(file),
+            // What came from one broker is gone on with at another.
+            let error = match transfer::download(&address, digest, &mut partial.file).await {
+                Ok(_) => return self.cache.finish(partial, digest).map_err(kept),
                 Err(error) => error,
             };
-            let passes = match &error {
-                FetchError::Client(ClientError::Refused(problem)) => problem.retryable,
-                FetchError::Client(error) => error.is_gone(),
-                FetchError::Content => true,
-                FetchError::Io(_) => false,
+            let again = match &error {
+                TransferError::File { source, .. } if is_full(source) => {
+                    // The job at hand is worth more than what others may need again.
+                    self.cache.clear();
+                    !std::mem::replace(&mut cleared, true)
+                }
+                error => error.is_retryable(),
             };
-            if !passes {
-                return Err(format!("blob {digest}: {error}"));
+            if !again {
+                return Err(format!("blob {digest}: {}", words(&error)));
             }
-            tracing::debug!("blob {digest}: {error}; trying again");
+            tracing::debug!("blob {digest}: {}; trying again", words(&error));
             tokio::time::sleep(limits::UPLOAD_PAUSE).await;
         }
     }

@@ -93,8 +93,8 @@ impl Followers {
 
 async fn relay(session: &Session, follow: u64, follower: &Follower, job: &Job, from: From) {
     let mut streams = [
-        (StreamName::Stdout, &job.stdout, from.stdout),
-        (StreamName::Stderr, &job.stderr, from.stderr),
+        (StreamName::Stdout, &*job.stdout, from.stdout),
+        (StreamName::Stderr, &*job.stderr, from.stderr),
     ];
     loop {
         let (stdout, stderr) = (job.stdout.changed(), job.stderr.changed());

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use tokio::sync::mpsc;
 
 use crate::proto::message::StartOrder;
-use crate::runtime::process::{self, Job};
+use crate::runtime::attempt;
+use crate::runtime::process::Job;
 
 use super::{Event, Workshop};
 
@@ -17,9 +18,8 @@ pub(super) fn begin(
     events: mpsc::Sender<Event>,
 ) {
     tokio::task::spawn_local(async move {
-        let Workshop { link, work, broker, .. } = &*workshop;
-        let result = process::run(link, &order, &job, work, broker).await;
+        let result = attempt::run(&workshop, &order, &job).await;
         // The loop is gone only when the process ends.
-        let _ = events.send(Event::Ended(order.attempt, result.map(Box::new))).await;
+        let _ = events.send(Event::Ended(order.attempt, result.map(|ran| ran.map(Box::new)))).await;
     });
 }

@@ -29,9 +29,8 @@ impl Shell<'_> {
         self.spool(unspooled).await;
         // The core wants no result of those that it did not speak of: they were stopped.
         for attempt in std::mem::take(&mut self.ended) {
-            if let Some(job) = self.forget(&attempt) {
-                job.discard();
-            }
+            self.forget(&attempt);
+            blobs::discard(&self.workshop.output, &attempt);
         }
         Ok(())
     }
@@ -97,6 +96,7 @@ impl Shell<'_> {
     ) -> Result<(), ExecutorError> {
         let Some(session) = &self.session else { return Ok(()) };
         self.pause.reset();
+        self.told = None;
         let broker = session.address();
         if self.announced {
             tracing::warn!("registered again, with broker {log} at {broker}");
@@ -140,7 +140,7 @@ impl Shell<'_> {
         self.ended.retain(|ended| ended != attempt);
     }
 
-    pub(super) fn forget(&mut self, attempt: &AttemptId) -> Option<Rc<Job>> {
-        self.jobs.remove(attempt)
+    pub(super) fn forget(&mut self, attempt: &AttemptId) {
+        self.jobs.remove(attempt);
     }
 }

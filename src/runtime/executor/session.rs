@@ -43,6 +43,7 @@ pub(super) struct Session {
     unsent: RefCell<Vec<u8>>,
     writing: Cell<bool>,
     closed: Cell<bool>,
+    garbled: Cell<bool>,
     wake: Notify,
     idle: Notify,
     live: mpsc::Sender<Vec<u8>>,
@@ -52,18 +53,33 @@ pub(super) struct Session {
 #[derive(Debug, Clone)]
 pub(super) struct Pause {
     next: Rc<Cell<Duration>>,
+    /// The broker that is tried last: it took the connection and not yet us, or made no sense.
+    last: Rc<RefCell<Option<Address>>>,
     rng: Rc<RefCell<Rng>>,
 }
 
 impl Pause {
     pub(super) fn new() -> Self {
         let rng = Rc::new(RefCell::new(Rng::from_seed(entropy::seed())));
-        Self { next: Rc::new(Cell::new(Duration::ZERO)), rng }
+        Self { next: Rc::new(Cell::new(Duration::ZERO)), last: Rc::default(), rng }
     }
 
     /// A broker took us: the next attempt follows at once.
     pub(super) fn reset(&self) {
         self.next.set(Duration::ZERO);
+        self.last.replace(None);
+    }
+
+    /// A broker said what nobody understands, even if it took us: others are tried before it.
+    pub(super) fn distrust(&self, address: &Address) {
+        self.next.set(limits::REJOIN_PAUSE_MAX);
+        self.last.replace(Some(address.clone()));
+    }
+
+    /// A broker does not want us: others are tried before it, and it is left alone for a while.
+    pub(super) fn refused(&self, address: &Address) {
+        self.next.set(limits::REFUSED_PAUSE);
+        self.last.replace(Some(address.clone()));
     }
 
     /// Waits between a half and the whole of the pause, so that many executors do not come as one.
@@ -86,11 +102,16 @@ pub(super) async fn connect(flags: &[Address], pause: Pause) -> Connected {
     loop {
         pause.wait().await;
         tries += 1;
-        let places = endpoint::candidates(flags).unwrap_or_default();
+        let mut places = endpoint::candidates(flags).unwrap_or_default();
+        let last = pause.last.borrow().clone();
+        places.sort_by_key(|place| Some(place) == last.as_ref());
         let mut why = "there is no place to look".to_owned();
         for address in places {
             match timeout(limits::CONNECT_TRY_MAX, try_one(&address)).await {
-                Ok(Ok(pipe)) => return Connected { address, pipe },
+                Ok(Ok(pipe)) => {
+                    pause.last.replace(Some(address.clone()));
+                    return Connected { address, pipe };
+                }
                 Ok(Err(error)) => why = describe(&error),
                 Err(_) => why = format!("{address}: no answer"),
             }
@@ -126,6 +147,7 @@ impl Session {
             unsent: RefCell::default(),
             writing: Cell::new(false),
             closed: Cell::new(false),
+            garbled: Cell::new(false),
             wake: Notify::new(),
             idle: Notify::new(),
             live,
@@ -141,6 +163,11 @@ impl Session {
 
     pub(super) fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Whether the broker said what is not understood.
+    pub(super) fn is_garbled(&self) -> bool {
+        self.garbled.get()
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -202,7 +229,7 @@ impl Session {
             while let Some(line) = lines.next() {
                 let line = match line {
                     Ok(line) => line,
-                    Err(error) => return format!("what it says is not understood: {error}"),
+                    Err(error) => return self.not_understood(&error),
                 };
                 match serde_json::from_str::<BrokerMessage>(&line) {
                     Ok(message) => {
@@ -214,7 +241,7 @@ impl Session {
                     Err(error) if error.to_string().starts_with("unknown variant") => {
                         tracing::debug!("the broker says something unknown: {error}");
                     }
-                    Err(error) => return format!("what it says is not understood: {error}"),
+                    Err(error) => return self.not_understood(&error),
                 }
             }
             match reader.read(&mut buffer).await {
@@ -223,6 +250,11 @@ impl Session {
                 Err(error) => return format!("the connection broke: {error}"),
             }
         }
+    }
+
+    fn not_understood(&self, error: &dyn std::error::Error) -> String {
+        self.garbled.set(true);
+        format!("what it says is not understood: {error}")
     }
 
     async fn write(

@@ -6,12 +6,11 @@
 //! Law: what is read back is what was pushed, at any offset, before and after it went to the file
 //! (tests below).
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -24,7 +23,7 @@ use crate::proto::result::Stream;
 #[derive(Debug)]
 pub struct Output {
     path: PathBuf,
-    kept: RefCell<Kept>,
+    kept: Mutex<Kept>,
     changed: Notify,
 }
 
@@ -39,20 +38,25 @@ struct Kept {
 
 #[derive(Debug)]
 struct Spilled {
-    file: Rc<File>,
+    file: Arc<File>,
     hasher: blake3::Hasher,
+    size: u64,
 }
 
 impl Output {
     /// Nothing yet; if it grows long, it goes to a file at `path`.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path, kept: RefCell::default(), changed: Notify::new() }
+        Self { path, kept: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds bytes. If they cannot be written the stream is truncated where it is.
     pub fn push(&self, bytes: &[u8]) {
-        let kept = &mut *self.kept.borrow_mut();
+        let kept = &mut *self.kept();
         if kept.truncated {
             return;
         }
@@ -71,7 +75,7 @@ impl Output {
 
     /// No more will come.
     pub fn end(&self) {
-        self.kept.borrow_mut().ended = true;
+        self.kept().ended = true;
         self.changed.notify_waiters();
     }
 
@@ -83,7 +87,7 @@ impl Output {
     /// Whether all was said up to `offset`: the stream has ended and is no longer than that.
     #[must_use]
     pub fn is_over(&self, offset: u64) -> bool {
-        let kept = self.kept.borrow();
+        let kept = self.kept();
         kept.ended && offset >= kept.size
     }
 
@@ -92,7 +96,7 @@ impl Output {
     /// # Errors
     /// The file cannot be read.
     pub fn read(&self, offset: u64, max: usize) -> io::Result<Vec<u8>> {
-        let kept = self.kept.borrow();
+        let kept = self.kept();
         let left = kept.size.saturating_sub(offset);
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(max);
         if count == 0 {
@@ -112,7 +116,7 @@ impl Output {
     /// The stream as a result has it: inline, or as a blob whose content is in [`Output::path`].
     #[must_use]
     pub fn stream(&self) -> Stream {
-        let kept = self.kept.borrow();
+        let kept = self.kept();
         match &kept.file {
             Some(spilled) => {
                 let digest = Digest(*spilled.hasher.finalize().as_bytes());
@@ -130,7 +134,7 @@ impl Output {
 
     /// Removes the file, if there is one. Who reads it already can read on.
     pub fn discard(&self) {
-        if self.kept.borrow().file.is_some()
+        if self.kept().file.is_some()
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
@@ -149,10 +153,13 @@ impl Kept {
         }
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
-        let file = Rc::new(options.open(path)?);
-        let mut spilled = Spilled { file, hasher: blake3::Hasher::new() };
-        spilled.add(&self.memory)?;
-        spilled.add(bytes)?;
+        let file = Arc::new(options.open(path)?);
+        let mut spilled = Spilled { file, hasher: blake3::Hasher::new(), size: 0 };
+        if let Err(error) = spilled.add(&self.memory).and_then(|()| spilled.add(bytes)) {
+            // What is in memory stays there; of the file nobody would know.
+            let _ = std::fs::remove_file(path);
+            return Err(error);
+        }
         self.memory = vec![];
         self.file = Some(spilled);
         Ok(())
@@ -161,8 +168,13 @@ impl Kept {
 
 impl Spilled {
     fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
-        (&*self.file).write_all(bytes)?;
+        if let Err(error) = (&*self.file).write_all(bytes) {
+            // Part of it may be there: the file must remain what was hashed.
+            self.file.set_len(self.size)?;
+            return Err(error);
+        }
         self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
         Ok(())
     }
 }

@@ -3,13 +3,17 @@
 //! Reads no socket but the request's body, and of that no more than a named limit.
 
 use std::borrow::Cow;
+use std::fmt::Display;
+use std::time::Duration;
 
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Bytes};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
+use tokio::time::timeout;
 
+use crate::proto::event::Refusal;
 use crate::proto::limits;
 use crate::runtime::server::body::{Body, Cut, Sink};
 use crate::runtime::server::hub::Stopping;
@@ -72,7 +76,7 @@ pub fn problem(problem: &Problem) -> Response<Body> {
     let mut bytes = serde_json::to_vec(problem).expect("problems have only string keys");
     bytes.push(b'\n');
     let mut response = with_type(status, PROBLEM_JSON, Body::whole(bytes));
-    if problem.status == 503 {
+    if matches!(problem.status, 503 | 507) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
@@ -94,23 +98,66 @@ pub fn media_type(headers: &HeaderMap) -> String {
     named.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
 }
 
-/// The whole body of a request that holds one value.
+/// No space on the disk of the broker: what came in is not kept.
+#[must_use]
+pub fn disk_full() -> Problem {
+    Problem::of_refusal(&Refusal::DiskFull, None)
+}
+
+/// The next piece of a body that holds one value or one blob; `None` at its end.
 ///
 /// # Errors
-/// It is longer than a line may be, or the client went away.
-pub async fn whole(body: Incoming) -> Result<Bytes, Problem> {
-    let limited = Limited::new(body, limits::LINE_BYTES_MAX);
-    match limited.collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let what = format!("the body is over {} bytes", limits::LINE_BYTES_MAX);
-            Err(Problem::new(413, "too-large", what)
-                .hint("send many values as JSON Lines, and long input as a blob"))
-        }
-        Err(error) => {
-            Err(Problem::new(400, "bad-body", format!("the body cannot be read: {error}")))
+/// The client went away, or nothing came `within` that time.
+pub async fn piece<B>(body: &mut B, within: Duration) -> Result<Option<Bytes>, Problem>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
+    loop {
+        let frame = match timeout(within, body.frame()).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return Ok(None),
+            Err(_) => {
+                let what = format!("nothing more of the body came within {within:?}");
+                return Err(Problem::new(408, "body-idle", what).retryable());
+            }
+        };
+        let frame = frame.map_err(|error| {
+            Problem::new(400, "bad-body", format!("the body broke off: {error}")).retryable()
+        })?;
+        // Trailers say nothing to us.
+        if let Ok(piece) = frame.into_data() {
+            return Ok(Some(piece));
         }
     }
+}
+
+/// The whole body of a request that holds one value. One that says that it is too long is not
+/// even begun.
+///
+/// # Errors
+/// It is longer than a line may be, comes too slowly, or the client went away.
+pub async fn whole<B>(mut body: B) -> Result<Vec<u8>, Problem>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
+    let long = || {
+        let what = format!("the body is over {} bytes", limits::LINE_BYTES_MAX);
+        Problem::new(413, "too-large", what)
+            .hint("send many values as JSON Lines, and long input as a blob")
+    };
+    if body.size_hint().lower() > limits::LINE_BYTES_MAX as u64 {
+        return Err(long());
+    }
+    let mut found = vec![];
+    while let Some(piece) = piece(&mut body, limits::BODY_IDLE_MAX).await? {
+        if found.len() + piece.len() > limits::LINE_BYTES_MAX {
+            return Err(long());
+        }
+        found.extend_from_slice(&piece);
+    }
+    Ok(found)
 }
 
 /// The parameters behind `?`. Only those that a route knows are let in.
@@ -208,6 +255,27 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_body_that_stays_away_is_given_up() {
+        let (_sender, pieces) = tokio::sync::mpsc::channel(1);
+        let mut body = crate::runtime::client::Body::bytes(pieces);
+        let given_up = piece(&mut body, Duration::from_millis(5)).await.expect_err("silence");
+        assert_eq!(
+            (given_up.status, &*given_up.code, given_up.retryable),
+            (408, "body-idle", true)
+        );
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_body_that_says_that_it_is_too_long_is_not_read() {
+        let text = " ".repeat(limits::LINE_BYTES_MAX + 1);
+        let refused = whole(crate::runtime::client::Body::json(text)).await.expect_err("too long");
+        assert_eq!((refused.status, &*refused.code), (413, "too-large"));
+        let fits = " ".repeat(limits::LINE_BYTES_MAX);
+        let taken = whole(crate::runtime::client::Body::json(fits)).await.expect("it fits");
+        assert_eq!(taken.len(), limits::LINE_BYTES_MAX);
+    }
 
     #[test]
     fn parameters_are_read_and_strange_ones_named() {

@@ -68,7 +68,7 @@ async fn as_committed(
             write(sink, fact, job);
             after = fact.id;
         }
-        if page.len() == limits::FACTS_PAGE_ROWS {
+        if !page.is_empty() {
             continue;
         }
         if !follow {

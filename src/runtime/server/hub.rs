@@ -1,7 +1,8 @@
 //! What the requests, the sessions and the loop share: the way in to the core and the way back.
 //!
 //! One thread; nothing here waits for the disk. The outside only queues inputs, at most
-//! [`limits::INPUTS_QUEUED_MAX`] of them; then it is no longer read. The loop (drive.rs) takes
+//! [`limits::INPUTS_QUEUED_MAX`] of them and [`limits::INPUTS_QUEUED_BYTES_MAX`] bytes; then it
+//! is no longer read. The loop (drive.rs) takes
 //! them at its own pace and hands the answers to the mailbox of each request.
 //! Law: inputs are handed to the core in the order in which they were queued.
 
@@ -20,7 +21,7 @@ use crate::proto::result::Stream;
 use crate::proto::view::AuditView;
 use crate::runtime::server::mailbox::Mailbox;
 use crate::runtime::session::Sessions;
-use crate::runtime::store::{StoreError, StoredBooks};
+use crate::runtime::store::{Disk, StoreError, StoredBooks};
 
 /// The broker is stopping: nothing more is taken and no answer will come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -39,35 +40,47 @@ pub enum Answer {
 /// The inputs that wait for the core.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    inputs: RefCell<VecDeque<Input>>,
+    inputs: RefCell<VecDeque<(Input, usize)>>,
+    bytes: Cell<usize>,
     stopping: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     space: Notify,
 }
 
 impl Inbox {
-    /// Queues an input, waiting for room.
+    /// Queues an input that came as so many bytes, waiting for room.
     ///
     /// # Errors
     /// The broker is stopping; the input was dropped.
-    pub async fn push(&self, input: Input) -> Result<(), Stopping> {
+    pub async fn push(&self, input: Input, bytes: usize) -> Result<(), Stopping> {
         loop {
             let space = self.space.notified();
             if self.stopping.get() {
                 return Err(Stopping);
             }
-            if self.inputs.borrow().len() < limits::INPUTS_QUEUED_MAX {
-                self.push_now(input);
+            if self.has_room() {
+                self.put(input, bytes);
                 return Ok(());
             }
             space.await;
         }
     }
 
+    /// One input is let in however long it is, so that each gets its turn.
+    fn has_room(&self) -> bool {
+        self.inputs.borrow().len() < limits::INPUTS_QUEUED_MAX
+            && self.bytes.get() < limits::INPUTS_QUEUED_BYTES_MAX
+    }
+
     /// Queues the end of a request or session. There are no more of them than there are requests
     /// and sessions, so they need no room.
     pub fn push_now(&self, input: Input) {
-        self.inputs.borrow_mut().push_back(input);
+        self.put(input, 0);
+    }
+
+    fn put(&self, input: Input, bytes: usize) {
+        self.inputs.borrow_mut().push_back((input, bytes));
+        self.bytes.set(self.bytes.get() + bytes);
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -75,7 +88,9 @@ impl Inbox {
 
     /// The next input if there is one.
     pub fn take(&self) -> Option<Input> {
-        self.inputs.borrow_mut().pop_front()
+        let (input, bytes) = self.inputs.borrow_mut().pop_front()?;
+        self.bytes.set(self.bytes.get() - bytes);
+        Some(input)
     }
 
     /// Whether an input waits.
@@ -86,7 +101,7 @@ impl Inbox {
 
     /// Lets those in that waited for room.
     pub fn made_room(&self) {
-        if self.inputs.borrow().len() < limits::INPUTS_QUEUED_MAX {
+        if self.has_room() {
             self.space.notify_waiters();
         }
     }
@@ -116,6 +131,7 @@ pub struct Hub {
     requests: RefCell<BTreeMap<RequestId, Rc<Letters>>>,
     next_request: Cell<u64>,
     commits: watch::Sender<u64>,
+    disk: RefCell<Option<watch::Receiver<Disk>>>,
 }
 
 /// The answers of one request, and how much of results they hold in memory.
@@ -133,6 +149,7 @@ impl Default for Hub {
             requests: RefCell::default(),
             next_request: Cell::new(1),
             commits: watch::Sender::new(0),
+            disk: RefCell::default(),
         }
     }
 }
@@ -183,6 +200,17 @@ impl Hub {
         self.commits.subscribe()
     }
 
+    /// Takes the store's word for how its disk is.
+    pub fn watch_disk(&self, disk: watch::Receiver<Disk>) {
+        self.disk.replace(Some(disk));
+    }
+
+    /// How the store's disk is.
+    #[must_use]
+    pub fn disk(&self) -> Disk {
+        self.disk.borrow().as_ref().map_or(Disk::Well, |disk| *disk.borrow())
+    }
+
     /// Waits until the broker stops.
     pub async fn stopped(&self) {
         loop {
@@ -230,8 +258,16 @@ impl Mail {
     /// # Errors
     /// The broker is stopping.
     pub async fn ask(&self, body: Request) -> Result<(), Stopping> {
+        self.ask_sized(body, 0).await
+    }
+
+    /// Asks the core what came as so many bytes.
+    ///
+    /// # Errors
+    /// The broker is stopping.
+    pub async fn ask_sized(&self, body: Request, bytes: usize) -> Result<(), Stopping> {
         self.asked.set(true);
-        self.hub.inbox.push(Input::Request { request: self.request, body }).await
+        self.hub.inbox.push(Input::Request { request: self.request, body }, bytes).await
     }
 
     /// The next answer. May be dropped while it waits and called again.

@@ -69,9 +69,8 @@ async fn wait(context: &Context, job: JobRef) -> Handled {
 pub async fn why(context: &Context, job: JobRef, request: Request<Incoming>) -> Handled {
     Query::parse(request.uri().query(), &[])?;
     let reply = context.ask(event::Request::Why { job }).await?;
-    let Reply::Why { job, state, reasons } = reply else { return Err(context.unexpected()) };
-    let line = WhyLine { kind: "why".into(), job, state, reasons };
-    Ok(answer::json(StatusCode::OK, &line))
+    let Reply::Why(view) = reply else { return Err(context.unexpected()) };
+    Ok(answer::json(StatusCode::OK, &WhyLine::from(*view)))
 }
 
 /// `POST /v1/jobs/{id}/cancel`.

@@ -50,7 +50,7 @@ async fn submit_one(context: &Context, body: Incoming, watch: bool) -> Handled {
         .map_err(|_| Problem::new(400, "bad-encoding", "the body is not UTF-8"))?;
     let submissions = vec![read_line(text)?];
     let mail = context.hub.open();
-    mail.ask(event::Request::Submit { submissions, watch }).await?;
+    mail.ask_sized(event::Request::Submit { submissions, watch }, text.len()).await?;
     loop {
         match mail.next().await? {
             Answer::Reply(Reply::Submitted { index, job, known }) if !watch => {
@@ -86,6 +86,9 @@ fn read_line(text: &str) -> Result<Submission, Problem> {
     }
     let line: SubmitLine =
         serde_json::from_str(text).map_err(|error| wrong(json_error(&error).to_string()))?;
+    if line.index > limits::COUNTER_MAX {
+        return Err(Problem::new(422, "bad-spec", "field `index`: over 2^53 - 1"));
+    }
     line.spec.validate().map_err(|error| wrong(error.to_string()))?;
     Ok(Submission { index: line.index, id: line.id, spec: Arc::new(line.spec) })
 }
@@ -148,15 +151,18 @@ impl Stream {
 
     /// Hands whole lines to the core; the last one may lack its end at the end of the body.
     async fn take_lines(&mut self, lines: &mut Lines, ended: bool) -> Result<(), Cut> {
-        let mut submissions = vec![];
+        let (mut submissions, mut bytes) = (vec![], 0);
         loop {
             let line = lines.next().or_else(|| if ended { lines.rest() } else { None });
             let Some(line) = line else { break };
             let read = match line {
-                Ok(text) => read_line(&text).map_err(|mut problem| {
-                    problem.detail = format!("line {}: {}", lines.number(), problem.detail);
-                    problem
-                }),
+                Ok(text) => {
+                    bytes += text.len();
+                    read_line(&text).map_err(|mut problem| {
+                        problem.detail = format!("line {}: {}", lines.number(), problem.detail);
+                        problem
+                    })
+                }
                 Err(error) => Err(Problem::new(400, "bad-line", error.to_string())),
             };
             match read {
@@ -164,16 +170,16 @@ impl Stream {
                 Err(problem) => self.sink.line(&problem),
             }
             if submissions.len() >= limits::SUBMISSIONS_PER_INPUT_MAX {
-                self.hand_in(std::mem::take(&mut submissions)).await?;
+                self.hand_in(std::mem::take(&mut submissions), std::mem::take(&mut bytes)).await?;
             }
         }
-        if submissions.is_empty() { Ok(()) } else { self.hand_in(submissions).await }
+        if submissions.is_empty() { Ok(()) } else { self.hand_in(submissions, bytes).await }
     }
 
-    async fn hand_in(&mut self, submissions: Vec<Submission>) -> Result<(), Cut> {
+    async fn hand_in(&mut self, submissions: Vec<Submission>, bytes: usize) -> Result<(), Cut> {
         self.unfinished += submissions.len();
         let watch = self.watch;
-        Ok(self.mail.ask(event::Request::Submit { submissions, watch }).await?)
+        Ok(self.mail.ask_sized(event::Request::Submit { submissions, watch }, bytes).await?)
     }
 
     async fn take_answer(&mut self, answer: Answer) -> Result<(), Cut> {

@@ -3,10 +3,10 @@
 //! Uses nothing of the executor's runtime. Requests come and endings go over one socket
 //! (frame.rs); children are reaped when SIGCHLD says so. Everything is done before it waits
 //! again, so there is no state between two waits but the tables below.
-//! Law: an ending is told when the job's main process was reaped and no child of the spawner
-//! belongs to the job any more.
+//! Law: an ending is told when the job's main process was reaped, its cgroup is empty where it has
+//! one, and no child of the spawner belongs to the job any more.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -20,11 +20,15 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags};
 use nix::unistd::Pid;
 
-use super::frame::{self, Ending, JobNumber, Request};
-use super::raw;
+use super::clone::{Failure, Step};
+use super::frame::{self, Ending, Held, JobNumber, Kept, Order, Request};
+use super::rooms::{Prepared, Rooms};
 use super::start::Starter;
 use super::sys::{self, Used, Zombie};
 use super::tree::{self, Children};
+use super::{ATTEMPT_VARIABLE, raw};
+use crate::runtime::isolation::Plan;
+use crate::runtime::isolation::cgroup;
 
 /// Bytes read from the socket at a time.
 const READ_BYTES: usize = 16 << 10;
@@ -32,12 +36,19 @@ const READ_BYTES: usize = 16 << 10;
 const DESCRIPTORS_PER_READ: usize = 32;
 /// How long to wait for a signal before all that is left is killed again.
 const KILL_AGAIN_MS: u16 = 50;
+/// How long to wait for a signal before a cgroup that was killed is looked at again.
+const LOOK_AGAIN_MS: u16 = 1;
 
 struct Job {
     pid: i32,
     attempt: Vec<u8>,
     ended: Option<Used>,
     strays: u32,
+    /// The room whose cgroup it began in.
+    grouped: Option<u32>,
+    held: Held,
+    /// How often memory was used up in its cgroup before it began.
+    memory_kills: u64,
 }
 
 /// Whose a child is that is no main process.
@@ -55,12 +66,19 @@ struct Stray {
     killed: bool,
 }
 
+impl Job {
+    const fn waits_for_its_cgroup(&self) -> bool {
+        self.ended.is_some() && self.grouped.is_some()
+    }
+}
+
 struct Spawner {
     socket: UnixStream,
     signals: SignalFd,
     parent: Pid,
     children: Children,
     starter: Starter,
+    rooms: Rooms,
     inbox: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
     outbox: Vec<u8>,
@@ -74,24 +92,26 @@ struct Spawner {
 }
 
 /// Runs until the executor is gone and nothing of its jobs is left.
-pub(super) fn run(socket: UnixStream, parent: Pid) -> io::Result<()> {
-    let mut spawner = Spawner::new(socket, parent)?;
+pub(super) fn run(socket: UnixStream, parent: Pid, plan: Plan) -> io::Result<()> {
+    let mut spawner = Spawner::new(socket, parent, plan)?;
     let outcome = spawner.serve();
     spawner.end_all();
     outcome
 }
 
 impl Spawner {
-    fn new(socket: UnixStream, parent: Pid) -> io::Result<Self> {
+    fn new(socket: UnixStream, parent: Pid, plan: Plan) -> io::Result<Self> {
         sys::close_others(raw(&socket));
         sys::quiet_signals()?;
         // A session of its own: no terminal, and Ctrl-C there reaches neither it nor the jobs.
         nix::unistd::setsid()?;
         nix::sys::prctl::set_child_subreaper(true)?;
-        nix::sys::prctl::set_no_new_privs()?;
         nix::sys::prctl::set_name(c"ucp-spawner")?;
-        // The executor's end closes the socket; this only wakes the loop in case it stays open.
+        // The guard's end wakes the loop, which then ends; the executor's end closes the socket.
         nix::sys::prctl::set_pdeathsig(Signal::SIGCHLD)?;
+        if nix::unistd::getppid() != parent {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let null = File::options().read(true).write(true).open("/dev/null")?;
         nix::unistd::dup2_stdin(&null)?;
         nix::unistd::dup2_stdout(&null)?;
@@ -99,12 +119,14 @@ impl Spawner {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let rooms = Rooms::new(plan);
         Ok(Self {
             socket,
             signals: SignalFd::with_flags(&mask, flags)?,
             parent,
             children: Children::of_this_thread(),
-            starter: Starter::new()?,
+            starter: Starter::new(rooms.executor()),
+            rooms,
             inbox: vec![],
             descriptors: VecDeque::new(),
             outbox: vec![],
@@ -119,7 +141,9 @@ impl Spawner {
     /// Serves until the executor is gone.
     fn serve(&mut self) -> io::Result<()> {
         loop {
-            self.wait(None)?;
+            // The last process of a cgroup may be counted a moment longer than it tells its end.
+            let soon = self.ending > 0 && self.jobs.values().any(Job::waits_for_its_cgroup);
+            self.wait(soon.then_some(LOOK_AGAIN_MS), true)?;
             if nix::unistd::getppid() != self.parent || !self.receive()? {
                 return Ok(());
             }
@@ -131,14 +155,14 @@ impl Spawner {
     }
 
     /// Waits until there is something to do, and takes the signals that came.
-    fn wait(&self, millis: Option<u16>) -> io::Result<()> {
+    fn wait(&self, millis: Option<u16>, heed: bool) -> io::Result<()> {
         let mut interest = PollFlags::POLLIN;
         interest.set(PollFlags::POLLOUT, !self.outbox.is_empty());
         let mut watched = [
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.socket.as_fd(), interest),
         ];
-        let count = if millis.is_some() { 1 } else { 2 };
+        let count = if heed { 2 } else { 1 };
         let timeout = millis.map_or(PollTimeout::NONE, PollTimeout::from);
         match nix::poll::poll(&mut watched[..count], timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -191,12 +215,14 @@ impl Spawner {
         while let Some((frame, used)) = frame::split(rest) {
             match frame::request(frame)? {
                 Request::Kill { job, signal } => self.kill(job, signal),
-                Request::Spawn { job, descriptors, attempt, cwd, argv, env } => {
-                    let count = usize::from(descriptors).min(self.descriptors.len());
+                Request::Spawn { job, order } => {
+                    let count = usize::from(order.descriptors).min(self.descriptors.len());
                     let taken: Vec<OwnedFd> = self.descriptors.drain(..count).collect();
-                    match self.starter.start(&argv, &env, &cwd, &attempt, &taken) {
-                        Ok(pid) => self.spawned(job, pid.as_raw(), attempt),
-                        Err(errno) => self.tell(job, Ending::Failed { errno: errno as i32 }),
+                    match self.start(&order, &taken) {
+                        Ok((pid, prepared)) => self.spawned(job, pid, order, &prepared),
+                        Err(Failure { step, errno }) => {
+                            self.tell(job, Ending::Failed { step, errno: errno as i32 });
+                        }
                     }
                 }
             }
@@ -206,18 +232,52 @@ impl Spawner {
         Ok(())
     }
 
-    fn spawned(&mut self, number: JobNumber, pid: i32, attempt: Vec<u8>) {
+    fn start(&mut self, order: &Order, taken: &[OwnedFd]) -> Result<(i32, Prepared), Failure> {
+        let mut prepared = self.rooms.prepare(order.room.as_ref(), order.memory)?;
+        let confinement = self.rooms.confinement(&prepared);
+        let started = match self.starter.start(order, taken, confinement) {
+            // The cgroup does not take it. The job begins beside it, and its result says so.
+            Err(Failure { step: Step::Process, errno })
+                if prepared.held.cgroup == Kept::Yes
+                    && self.rooms.has_tree()
+                    && !matches!(errno, Errno::EAGAIN | Errno::ENOMEM) =>
+            {
+                prepared.held.cgroup = Kept::Refused;
+                order.room.iter().for_each(|(number, _)| self.rooms.leave(*number));
+                let confinement = self.rooms.confinement(&prepared);
+                self.starter.start(order, taken, confinement)
+            }
+            started => started,
+        };
+        Ok((started?, prepared))
+    }
+
+    fn spawned(&mut self, number: JobNumber, pid: i32, order: Order, prepared: &Prepared) {
         self.last = self.last.max(number);
         self.groups.insert(pid, number);
-        self.jobs.insert(number, Job { pid, attempt, ended: None, strays: 0 });
+        let Prepared { held, memory_kills, .. } = *prepared;
+        let grouped = order.room.map(|(room, _)| room).filter(|_| held.cgroup == Kept::Yes);
+        let attempt = order.attempt;
+        let job = Job { pid, attempt, ended: None, strays: 0, grouped, held, memory_kills };
+        self.jobs.insert(number, job);
     }
 
     fn kill(&mut self, number: JobNumber, signal: i32) {
         let Some(job) = self.jobs.get(&number) else { return };
-        if job.ended.is_none() {
-            // The main process by itself too, as it may have left its group.
-            sys::kill(-job.pid, signal);
-            sys::kill(job.pid, signal);
+        if job.ended.is_some() {
+            return;
+        }
+        // The main process by itself too, as it may have left its group.
+        sys::kill(-job.pid, signal);
+        sys::kill(job.pid, signal);
+        let Some(group) = job.grouped.and_then(|room| self.rooms.group(room)) else { return };
+        if signal == libc::SIGKILL {
+            return group.kill();
+        }
+        for pid in group.processes() {
+            if pid != job.pid && tree::group_of(pid) != Some(job.pid) {
+                sys::kill(pid, signal);
+            }
         }
     }
 
@@ -237,6 +297,15 @@ impl Spawner {
             if let Some(job) = main.and_then(|number| self.jobs.get_mut(&number)) {
                 job.ended = Some(used);
                 self.ending += 1;
+                let group = job.grouped.and_then(|room| self.rooms.group(room));
+                if let Some(group) = group.filter(|group| !group.is_empty()) {
+                    let left = group.processes();
+                    let known: BTreeSet<i32> = self.children.list().into_iter().collect();
+                    // Those that are children already are counted when they are looked through.
+                    let unseen = left.iter().filter(|left| !known.contains(left)).count();
+                    job.strays += u32::try_from(unseen).unwrap_or(u32::MAX);
+                    group.kill();
+                }
             }
         }
     }
@@ -287,11 +356,16 @@ impl Spawner {
         }
         let by_group = || self.groups.get(&tree::group_of(pid)?).copied();
         let by_attempt = || {
-            let attempt = tree::attempt_of(pid)?;
+            let attempt = tree::environment(pid, ATTEMPT_VARIABLE)?;
             let named = |(_, job): &(&JobNumber, &Job)| job.attempt == attempt;
             self.jobs.iter().find(named).map(|(number, _)| *number)
         };
-        match by_group().or_else(by_attempt) {
+        let by_cgroup = || {
+            let room = cgroup::room_of(pid)?;
+            let grouped = |(_, job): &(&JobNumber, &Job)| job.grouped == Some(room);
+            self.jobs.iter().find(grouped).map(|(number, _)| *number)
+        };
+        match by_group().or_else(by_attempt).or_else(by_cgroup) {
             Some(number) => Owner::Job(number),
             None => known.unwrap_or(Owner::UpTo(self.last)),
         }
@@ -300,18 +374,25 @@ impl Spawner {
     fn tell_ended(&mut self, held: &[JobNumber]) {
         let over = |(number, job): (&JobNumber, &Job)| {
             let used = job.ended.filter(|_| !held.contains(number))?;
-            Some((*number, job.pid, used, job.strays))
+            let group = job.grouped.and_then(|room| self.rooms.group(room));
+            let empty = group.is_none_or(cgroup::Group::is_empty);
+            let kills = group.map_or(0, cgroup::Group::memory_kills);
+            empty.then_some((*number, used, kills > job.memory_kills))
         };
         let over: Vec<_> = self.jobs.iter().filter_map(over).collect();
-        for (number, pid, used, strays) in over {
-            self.jobs.remove(&number);
+        for (number, used, out_of_memory) in over {
+            let Some(job) = self.jobs.remove(&number) else { continue };
             // The number may be another job's by now.
-            if self.groups.get(&pid) == Some(&number) {
-                self.groups.remove(&pid);
+            if self.groups.get(&job.pid) == Some(&number) {
+                self.groups.remove(&job.pid);
             }
             self.ending -= 1;
             let Used { status, cpu_us, memory_max } = used;
-            self.tell(number, Ending::Exited { status, cpu_us, memory_max, strays });
+            let (strays, held) = (job.strays, job.held);
+            self.tell(
+                number,
+                Ending::Exited { status, cpu_us, memory_max, strays, out_of_memory, held },
+            );
         }
     }
 
@@ -336,6 +417,7 @@ impl Spawner {
     /// Kills everything, again and again until no child is left.
     fn end_all(&mut self) {
         self.descriptors.clear();
+        self.rooms.kill_all();
         for (_, job) in self.jobs.iter().filter(|(_, job)| job.ended.is_none()) {
             sys::kill(-job.pid, libc::SIGKILL);
         }
@@ -351,7 +433,7 @@ impl Spawner {
                 }
             }
             // An error here only means that everything is killed again at once.
-            let _ = self.wait(Some(KILL_AGAIN_MS));
+            let _ = self.wait(Some(KILL_AGAIN_MS), false);
         }
     }
 }

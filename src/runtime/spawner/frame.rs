@@ -8,6 +8,8 @@
 
 use std::io;
 
+use super::clone::Step;
+
 /// A job's number between an executor and its spawner; later jobs have greater ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobNumber(pub u64);
@@ -25,29 +27,65 @@ pub enum Ending {
         memory_max: u64,
         /// Processes that the main process left behind and that were killed.
         strays: u32,
+        /// Whether the kernel killed a process of the job as its memory was used up.
+        out_of_memory: bool,
+        /// What of its isolation it really had.
+        held: Held,
     },
     /// It could not be started.
     Failed {
+        /// What it failed at.
+        step: Step,
         /// The system's number of the error; `ENOENT` where the program was not found.
         errno: i32,
     },
 }
 
+/// Whether a job had what its executor offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It had it.
+    Yes,
+    /// It was not meant to have it.
+    Off,
+    /// The system refused it at its start.
+    Refused,
+}
+
+/// What of its isolation a job really had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// A cgroup of its own.
+    pub cgroup: Kept,
+    /// Landlock's rules.
+    pub landlock: Kept,
+}
+
+impl Kept {
+    const ALL: [Self; 3] = [Self::Yes, Self::Off, Self::Refused];
+
+    fn read(number: u32) -> io::Result<Self> {
+        Self::ALL.get(number as usize).copied().ok_or_else(malformed)
+    }
+}
+
 /// From the executor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    Spawn {
-        job: JobNumber,
-        descriptors: u8,
-        attempt: Vec<u8>,
-        cwd: Vec<u8>,
-        argv: Vec<Vec<u8>>,
-        env: Vec<(Vec<u8>, Vec<u8>)>,
-    },
-    Kill {
-        job: JobNumber,
-        signal: i32,
-    },
+    Spawn { job: JobNumber, order: Order },
+    Kill { job: JobNumber, signal: i32 },
+}
+
+/// One program to start, as it came.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    pub(super) descriptors: u8,
+    pub(super) attempt: Vec<u8>,
+    pub(super) cwd: Vec<u8>,
+    pub(super) room: Option<(u32, Vec<u8>)>,
+    pub(super) memory: Option<u64>,
+    pub(super) argv: Vec<Vec<u8>>,
+    pub(super) env: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// From the spawner.
@@ -142,13 +180,18 @@ pub(super) fn spawn(job: JobNumber, descriptors: u8, program: &super::Program<'_
     let mut writer = Writer::new(1).u64(job.0).u32(u32::from(descriptors));
     writer = writer.text(program.attempt.as_bytes());
     writer = writer.text(program.cwd.as_os_str().as_bytes());
+    writer = match program.room {
+        Some(room) => writer.u32(1).u32(room.number).text(room.directory.as_os_str().as_bytes()),
+        None => writer.u32(0),
+    };
+    writer = writer.u64(program.memory.unwrap_or(u64::MAX));
     writer = writer.u32(count(program.argv.len()));
     for argument in program.argv {
-        writer = writer.text(argument.as_bytes());
+        writer = writer.text(argument.bytes());
     }
     writer = writer.u32(count(program.env.len()));
     for (name, value) in program.env {
-        writer = writer.text(name.as_bytes()).text(value.as_bytes());
+        writer = writer.text(name.as_bytes()).text(value);
     }
     writer.finish()
 }
@@ -161,11 +204,15 @@ pub(super) fn kill(job: JobNumber, signal: i32) -> Vec<u8> {
 /// The frame that tells how a job ended.
 pub(super) fn ended(job: JobNumber, ending: Ending) -> Vec<u8> {
     match ending {
-        Ending::Exited { status, cpu_us, memory_max, strays } => {
+        Ending::Exited { status, cpu_us, memory_max, strays, out_of_memory, held } => {
             let writer = Writer::new(3).u64(job.0).i32(status);
-            writer.u64(cpu_us).u64(memory_max).u32(strays).finish()
+            let writer = writer.u64(cpu_us).u64(memory_max).u32(strays);
+            let writer = writer.u32(u32::from(out_of_memory));
+            writer.u32(held.cgroup as u32).u32(held.landlock as u32).finish()
         }
-        Ending::Failed { errno } => Writer::new(4).u64(job.0).i32(errno).finish(),
+        Ending::Failed { step, errno } => {
+            Writer::new(4).u64(job.0).i32(step.number()).i32(errno).finish()
+        }
     }
 }
 
@@ -182,14 +229,21 @@ pub(super) fn request(frame: &[u8]) -> io::Result<Request> {
     let kind = reader.array::<1>()?[0];
     let job = JobNumber(reader.u64()?);
     match kind {
-        1 => Ok(Request::Spawn {
-            job,
-            descriptors: u8::try_from(reader.u32()?).map_err(|_| malformed())?,
-            attempt: reader.text()?,
-            cwd: reader.text()?,
-            argv: reader.list(Reader::text)?,
-            env: reader.list(|reader| Ok((reader.text()?, reader.text()?)))?,
-        }),
+        1 => {
+            let order = Order {
+                descriptors: u8::try_from(reader.u32()?).map_err(|_| malformed())?,
+                attempt: reader.text()?,
+                cwd: reader.text()?,
+                room: match reader.u32()? {
+                    0 => None,
+                    _ => Some((reader.u32()?, reader.text()?)),
+                },
+                memory: Some(reader.u64()?).filter(|bytes| *bytes != u64::MAX),
+                argv: reader.list(Reader::text)?,
+                env: reader.list(|reader| Ok((reader.text()?, reader.text()?)))?,
+            };
+            Ok(Request::Spawn { job, order })
+        }
         2 => Ok(Request::Kill { job, signal: reader.i32()? }),
         _ => Err(malformed()),
     }
@@ -206,8 +260,10 @@ pub(super) fn event(frame: &[u8]) -> io::Result<Event> {
             cpu_us: reader.u64()?,
             memory_max: reader.u64()?,
             strays: reader.u32()?,
+            out_of_memory: reader.u32()? != 0,
+            held: Held { cgroup: Kept::read(reader.u32()?)?, landlock: Kept::read(reader.u32()?)? },
         },
-        4 => Ending::Failed { errno: reader.i32()? },
+        4 => Ending::Failed { step: Step::from_number(reader.i32()?), errno: reader.i32()? },
         _ => return Err(malformed()),
     };
     Ok(Event { job, ending })
@@ -220,23 +276,27 @@ mod tests {
 
     #[test]
     fn frames_read_back_and_cut_at_their_ends() {
-        let argv = ["sh".to_owned(), String::new()];
+        let argv = ["sh".into(), "".into()];
         let program = Program {
             argv: &argv,
-            env: &[("A", "b")],
+            env: &[("A", b"b")],
             cwd: std::path::Path::new("/"),
             attempt: "north-1.7",
+            room: Some(super::super::Room { number: 3, directory: std::path::Path::new("/j/3") }),
+            memory: Some(1 << 30),
         };
         let bytes = [spawn(JobNumber(9), 2, &program), kill(JobNumber(9), 15)].concat();
         let (first, used) = split(&bytes).expect("a whole frame");
-        let expected = Request::Spawn {
-            job: JobNumber(9),
+        let order = Order {
             descriptors: 2,
             attempt: b"north-1.7".to_vec(),
             cwd: b"/".to_vec(),
+            room: Some((3, b"/j/3".to_vec())),
+            memory: Some(1 << 30),
             argv: vec![b"sh".to_vec(), vec![]],
             env: vec![(b"A".to_vec(), b"b".to_vec())],
         };
+        let expected = Request::Spawn { job: JobNumber(9), order };
         assert_eq!(request(first).expect("a request"), expected);
         let (second, _) = split(&bytes[used..]).expect("a whole frame");
         assert_eq!(
@@ -247,8 +307,15 @@ mod tests {
             assert!(split(&bytes[..cut]).is_none(), "no frame in {cut} bytes");
         }
         for ending in [
-            Ending::Exited { status: 256, cpu_us: 1, memory_max: 2, strays: 3 },
-            Ending::Failed { errno: 2 },
+            Ending::Exited {
+                status: 256,
+                cpu_us: 1,
+                memory_max: 2,
+                strays: 3,
+                out_of_memory: true,
+                held: Held { cgroup: Kept::Refused, landlock: Kept::Yes },
+            },
+            Ending::Failed { step: Step::Directory, errno: 2 },
         ] {
             let bytes = ended(JobNumber(4), ending);
             let (frame, used) = split(&bytes).expect("a whole frame");

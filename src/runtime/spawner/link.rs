@@ -15,8 +15,11 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
-use super::frame::{self, Ending, JobNumber};
+use super::clone::Step;
+use super::frame::{self, Ending, Held, JobNumber};
 use super::{Program, raw};
+use crate::proto::isolation::Isolation;
+use crate::runtime::isolation;
 
 /// Bytes read from the socket at a time.
 const READ_BYTES: usize = 16 << 10;
@@ -41,6 +44,7 @@ pub struct Started {
 struct Shared {
     socket: UnixStream,
     pid: Pid,
+    isolation: Isolation,
     state: Mutex<State>,
     backlog: Notify,
 }
@@ -63,10 +67,10 @@ struct Unsent {
 
 impl Link {
     /// Takes over the socket; needs a tokio runtime.
-    pub(super) fn new(socket: UnixStream, pid: Pid) -> Self {
+    pub(super) fn new(socket: UnixStream, pid: Pid, isolation: Isolation) -> Self {
         let (report, died) = watch::channel(false);
         let state = Mutex::new(State::default());
-        let shared = Arc::new(Shared { socket, pid, state, backlog: Notify::new() });
+        let shared = Arc::new(Shared { socket, pid, isolation, state, backlog: Notify::new() });
         tokio::spawn(Arc::clone(&shared).run(report));
         Self { shared, died }
     }
@@ -75,6 +79,12 @@ impl Link {
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.shared.pid
+    }
+
+    /// What kept a job apart that told this of its start.
+    #[must_use]
+    pub fn isolation(&self, held: Held) -> Isolation {
+        isolation::of_job(&self.shared.isolation, held)
     }
 
     /// Starts a program. `stdin` is `/dev/null` where absent.
@@ -101,7 +111,7 @@ impl Link {
         Started { job, ended }
     }
 
-    /// Sends a signal to the group of a job's processes; one that has ended is left alone.
+    /// Sends a signal to all of a job's processes that are known; one that has ended is left alone.
     pub fn kill(&self, job: JobNumber, signal: i32) {
         let bytes = frame::kill(job, signal);
         let mut state = self.shared.state();
@@ -161,7 +171,7 @@ impl Shared {
                     if let Some(tell) =
                         state.waiting.remove(&unsent.job).filter(|_| unsent.sent == 0)
                     {
-                        let _ = tell.send(Ending::Failed { errno });
+                        let _ = tell.send(Ending::Failed { step: Step::Process, errno });
                     }
                     return true;
                 }

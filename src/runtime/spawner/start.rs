@@ -1,23 +1,22 @@
 //! One program becomes a process: where it is found, what it inherits.
 //!
-//! Uses `posix_spawn`, which shares the spawner's memory until the program is there and copies no
-//! page tables. A job begins with an empty signal mask, default actions, a group of its own, the
-//! basic environment, and no descriptor but 0, 1 and 2.
-//! Source: POSIX.1-2024 `posix_spawn`; exit statuses 126 and 127 as in its shell language, 2.8.2.
+//! Makes no process itself (clone.rs does) and confines nothing (rooms.rs says under what). A job
+//! begins with an empty signal mask, default actions, a group of its own, the basic environment, no
+//! descriptor but 0, 1 and 2, and ends with the spawner.
+//! Source: exit statuses 126 and 127 as in the shell language of POSIX.1-2024, 2.8.2.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, c_char};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags};
-use nix::sys::signal::SigSet;
-use nix::unistd::Pid;
 
-use super::ATTEMPT_VARIABLE;
+use super::clone::{self, Confinement, Failure, Image, Stack, Step};
+use super::frame::Order;
+use super::{ATTEMPT_VARIABLE, EXECUTOR_VARIABLE};
 
 /// The variables that every job inherits from the executor, where it has them.
 const BASIC_VARIABLES: [&str; 5] = ["PATH", "HOME", "LANG", "TMPDIR", "USER"];
@@ -26,63 +25,61 @@ const PATH_DEFAULT: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
 
 /// Starts programs.
 pub(super) struct Starter {
-    attributes: PosixSpawnAttr,
+    stack: Stack,
     basic: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The spawner's own working directory, which a program inherits.
-    cwd: Vec<u8>,
+    executor: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Starter {
     /// Reads the basic environment of this process.
-    pub(super) fn new() -> io::Result<Self> {
-        let mut attributes = PosixSpawnAttr::init()?;
-        attributes.set_flags(
-            PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
-                | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF
-                | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK,
-        )?;
-        attributes.set_pgroup(Pid::from_raw(0))?;
-        attributes.set_sigdefault(&SigSet::all())?;
-        attributes.set_sigmask(&SigSet::empty())?;
+    pub(super) fn new(executor: Option<&str>) -> Self {
         let held =
             |name: &&str| Some((name.as_bytes().to_vec(), std::env::var_os(name)?.into_vec()));
         let basic = BASIC_VARIABLES.iter().filter_map(held).collect();
-        Ok(Self { attributes, basic, cwd: vec![] })
+        let named = |id: &str| (EXECUTOR_VARIABLE.as_bytes().to_vec(), id.as_bytes().to_vec());
+        Self { stack: Stack::new(), basic, executor: executor.map(named) }
     }
 
     /// Starts a program with stdout, stderr and perhaps stdin; `/dev/null` is the default.
     pub(super) fn start(
         &mut self,
-        argv: &[Vec<u8>],
-        env: &[(Vec<u8>, Vec<u8>)],
-        cwd: &[u8],
-        attempt: &[u8],
+        order: &Order,
         descriptors: &[OwnedFd],
-    ) -> Result<Pid, Errno> {
-        if self.cwd != cwd {
-            nix::unistd::chdir(Path::new(OsStr::from_bytes(cwd)))?;
-            self.cwd = cwd.to_vec();
-        }
-        let name = argv.first().ok_or(Errno::EINVAL)?;
+        confinement: Confinement<'_>,
+    ) -> Result<i32, Failure> {
+        let failed = |errno| Failure { step: Step::Program, errno };
+        let Order { argv, env, cwd, attempt, .. } = order;
+        let name = argv.first().ok_or(failed(Errno::EINVAL))?;
         let basic = self.basic.iter().filter(|(held, _)| !env.iter().any(|(own, _)| own == held));
-        let marked = (ATTEMPT_VARIABLE.as_bytes().to_vec(), attempt.to_vec());
-        let all: Vec<_> = basic.chain(env).chain(std::iter::once(&marked)).collect();
+        let marked = (ATTEMPT_VARIABLE.as_bytes().to_vec(), attempt.clone());
+        let marks = std::iter::once(&marked).chain(&self.executor);
+        let all: Vec<_> = marks.chain(basic).chain(env).collect();
         let path = all.iter().find(|(name, _)| name == b"PATH");
-        let program = find(name, path.map_or(PATH_DEFAULT, |(_, value)| value), cwd)?;
-        let text = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| Errno::EINVAL);
+        let program = find(name, path.map_or(PATH_DEFAULT, |(_, value)| value), cwd);
+        let program = text(program.map_err(failed)?.as_os_str().as_bytes().to_vec())?;
         let argv = argv.iter().map(|argument| text(argument.clone()));
         let argv = argv.collect::<Result<Vec<_>, _>>()?;
         let variables = all.iter().map(|(name, value)| text([name, &b"="[..], value].concat()));
         let variables = variables.collect::<Result<Vec<_>, _>>()?;
-        let mut actions = PosixSpawnFileActions::init()?;
-        let [stdout, stderr, stdin @ ..] = descriptors else { return Err(Errno::EINVAL) };
-        if let Some(stdin) = stdin.first() {
-            actions.add_dup2(stdin.as_raw_fd(), 0)?;
-        }
-        actions.add_dup2(stdout.as_raw_fd(), 1)?;
-        actions.add_dup2(stderr.as_raw_fd(), 2)?;
-        nix::spawn::posix_spawn(&program, &actions, &self.attributes, &argv, &variables)
+        let [stdout, stderr, stdin @ ..] = descriptors else { return Err(failed(Errno::EINVAL)) };
+        let image = Image {
+            path: &program,
+            argv: &pointers(&argv),
+            envp: &pointers(&variables),
+            cwd: &text(cwd.clone())?,
+            streams: [stdin.first().map(AsFd::as_fd), Some(stdout.as_fd()), Some(stderr.as_fd())],
+        };
+        clone::start(&mut self.stack, Some(image), confinement)
     }
+}
+
+fn text(bytes: Vec<u8>) -> Result<CString, Failure> {
+    CString::new(bytes).map_err(|_| Failure { step: Step::Program, errno: Errno::EINVAL })
+}
+
+/// The pointers to some texts, and a null one.
+fn pointers(texts: &[CString]) -> Vec<*const c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
 }
 
 /// Finds a program as execvp(3) does: a name with a slash is a path, any other is looked for in

@@ -9,6 +9,9 @@ use std::os::fd::RawFd;
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow};
 
+/// How long [`pause`] takes.
+pub(super) const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
+
 /// A child that ended and was not yet waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Zombie {
@@ -79,27 +82,48 @@ pub(super) fn kill(pid: i32, signal: i32) {
 
 /// Closes every descriptor from 3 on, except one.
 pub(super) fn close_others(keep: RawFd) {
+    close_but(3, Some(keep));
+}
+
+/// Closes every descriptor from this one on.
+pub(super) fn close_from(first: RawFd) {
+    close_but(first, None);
+}
+
+fn close_but(first: RawFd, keep: Option<RawFd>) {
     let close = |from: RawFd, to: libc::c_uint| {
         let Ok(from) = libc::c_uint::try_from(from) else { return 0 };
         if from > to {
             return 0;
         }
-        // SAFETY: the spawner calls this right after the fork, when it uses no descriptor from 3
-        // on but `keep`; the parent's objects that own the others are never touched again.
+        // SAFETY: the spawner and the guard call this right after their fork, when they use no
+        // descriptor here but `keep`; the parent's objects that own the others are never touched.
         unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) }
     };
-    let below = libc::c_uint::try_from(keep - 1).unwrap_or(0);
-    if close(3, below) == 0 && close(keep + 1, libc::c_uint::MAX) == 0 {
+    let closed = match keep {
+        None => close(first, libc::c_uint::MAX) == 0,
+        Some(keep) => {
+            let below = libc::c_uint::try_from(keep - 1).unwrap_or(0);
+            close(first, below) == 0 && close(keep + 1, libc::c_uint::MAX) == 0
+        }
+    };
+    if closed {
         return;
     }
     // A kernel older than 5.9.
     let listed = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let open: Vec<RawFd> =
         listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    for fd in open.into_iter().filter(|fd| *fd > 2 && *fd != keep) {
+    for fd in open.into_iter().filter(|fd| *fd >= first && Some(*fd) != keep) {
         // SAFETY: as above.
         unsafe { libc::close(fd) };
     }
+}
+
+/// A moment between two looks at processes that were killed.
+pub(super) fn pause() {
+    #[allow(clippy::disallowed_methods, reason = "a pause between looks, within a bound")]
+    std::thread::sleep(PAUSE);
 }
 
 /// Blocks every signal, and tells which were blocked before.

@@ -11,8 +11,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-use super::ATTEMPT_VARIABLE;
-
 /// Reads the children of the calling thread from the kernel.
 #[derive(Debug)]
 pub(super) struct Children {
@@ -53,15 +51,17 @@ fn read_from_start(file: &File) -> io::Result<String> {
 
 /// The same from a walk over all processes.
 fn walk() -> Vec<i32> {
-    let own = std::process::id().to_string();
-    let is_child = |pid: &i32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name in parentheses may hold anything; state and parent follow the last one.
-        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)) == Some(own.as_str())
-    };
+    let own = i32::try_from(std::process::id()).ok();
     let listed = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = listed.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(is_child).collect()
+    pids.filter(|pid| parent_of(*pid) == own).collect()
+}
+
+/// The parent of a process; 0 where it is out of sight.
+pub(crate) fn parent_of(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; state and parent follow the last one.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 /// The group of a process, also of one that ended and was not reaped.
@@ -70,13 +70,11 @@ pub(super) fn group_of(pid: i32) -> Option<i32> {
     nix::unistd::getpgid(Some(pid)).ok().map(nix::unistd::Pid::as_raw)
 }
 
-/// The attempt that a process' environment names; nothing for one that is ending.
-pub(super) fn attempt_of(pid: i32) -> Option<Vec<u8>> {
+/// A variable of a process' environment; nothing for one that is ending.
+pub(crate) fn environment(pid: i32, name: &str) -> Option<Vec<u8>> {
     let mut environ = vec![];
     File::open(format!("/proc/{pid}/environ")).ok()?.read_to_end(&mut environ).ok()?;
-    let named = |entry: &[u8]| {
-        let value = entry.strip_prefix(ATTEMPT_VARIABLE.as_bytes())?.strip_prefix(b"=")?;
-        Some(value.to_vec())
-    };
-    environ.split(|byte| *byte == 0).find_map(named)
+    let value =
+        |entry: &[u8]| Some(entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?.to_vec());
+    environ.split(|byte| *byte == 0).find_map(value)
 }

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::{Damage, STORE_NAME, StoreError, StoredBooks, rows, schema, sealed};
 use crate::proto::fact::{Fact, SealedFact};
 use crate::proto::id::{Digest, Dot, JobId, LogId};
+use crate::proto::limits;
 use crate::proto::view::JobState;
 
 /// A stored fact as it was written, not parsed.
@@ -102,10 +103,11 @@ impl Reader {
     pub fn entries_after(&self, id: i64, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let query = "SELECT f.id, l.name, f.seq, f.chain, f.line FROM facts f \
              JOIN logs l ON l.id = f.log WHERE f.id > ?1 ORDER BY f.id LIMIT ?2";
-        self.entries(query, (id, sql_limit(limit)))
+        Ok(self.entries(query, (id, sql_limit(limit)))?.0)
     }
 
-    /// The facts after a dot (all for none) in the order of dots, at most `limit`, not parsed.
+    /// The facts after a dot (all for none) in the order of dots, at most `limit` and at
+    /// most as many as make [`limits::FACTS_PAGE_BYTES`] full, not parsed.
     ///
     /// # Errors
     /// [`StoreError::Read`].
@@ -123,8 +125,9 @@ impl Reader {
             let seq = after.filter(|dot| dot.log.as_str() == name).map_or(0, |dot| dot.seq);
             let seq = i64::try_from(seq).unwrap_or(i64::MAX);
             let left = sql_limit(limit - found.len());
-            found.extend(self.entries(query, (name.as_str(), seq, left))?);
-            if found.len() >= limit {
+            let (page, is_cut) = self.entries(query, (name.as_str(), seq, left))?;
+            found.extend(page);
+            if is_cut || found.len() >= limit {
                 break;
             }
         }
@@ -137,14 +140,24 @@ impl Reader {
         statement.query_map([first], |row| row.get(0))?.collect()
     }
 
+    /// Facts up to a bound of bytes, and whether that cut them off.
     fn entries(
         &self,
         query: &str,
         values: impl rusqlite::Params,
-    ) -> Result<Vec<Entry>, StoreError> {
-        let read = || -> rusqlite::Result<Vec<Entry>> {
+    ) -> Result<(Vec<Entry>, bool), StoreError> {
+        let read = || -> rusqlite::Result<(Vec<Entry>, bool)> {
             let mut statement = self.connection.prepare_cached(query)?;
-            statement.query_map(values, entry)?.collect()
+            let (mut found, mut bytes) = (vec![], 0);
+            for entry in statement.query_map(values, entry)? {
+                let entry = entry?;
+                bytes += entry.line.len();
+                found.push(entry);
+                if bytes >= limits::FACTS_PAGE_BYTES {
+                    return Ok((found, true));
+                }
+            }
+            Ok((found, false))
         };
         read().map_err(|source| self.failed(source))
     }

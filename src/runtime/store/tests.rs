@@ -188,30 +188,6 @@ fn the_last_row_of_a_job_stands() {
 }
 
 #[test]
-fn a19_a_full_disk_holds_nothing_of_the_transaction_and_ends_the_writer() {
-    let data = directory();
-    let (store, claim) = opened(data.path(), data.path());
-    let pages: u32 =
-        store.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).expect("a number");
-    store
-        .connection
-        .query_row(&format!("PRAGMA max_page_count = {}", pages + 8), [], |_| Ok(()))
-        .expect("set");
-    let mut life = Life::begin_with(store, claim);
-    let first = life.joined();
-    life.commit(one(first.clone())).expect("there is room");
-    let many = Batch { facts: (0..500).map(|_| life.joined()).collect(), rows: vec![] };
-    let error = life.commit(many).expect_err("there is no room");
-    assert!(matches!(&*error, StoreError::Write { .. }), "{error}");
-    let small = one(life.joined());
-    let again = life.commit(small).expect_err("nothing more is taken");
-    assert!(Arc::ptr_eq(&error, &again));
-    drop(life);
-    let life = Life::begin(data.path());
-    assert_eq!(life.head, Head { seq: 1, chain: first.chain }, "and the log goes on");
-}
-
-#[test]
 fn i5_a_dot_is_never_written_twice_and_no_gap_is_left() {
     for skipped in [0, 2] {
         let data = directory();
@@ -229,14 +205,34 @@ fn i5_a_dot_is_never_written_twice_and_no_gap_is_left() {
 fn nothing_leaves_when_continuity_cannot_be_kept() {
     let data = directory();
     let (store, _claim) = opened(data.path(), data.path());
-    // Every write to this device fails as on a full disk.
-    let full = Continuity::at("/dev/full", "north-00000001".parse().expect("a log"));
-    let mut life = Life::begin_with(store, full);
+    // Nothing is mapped where the head would be written, so that each write is an error.
+    let broken = Continuity::at("/proc/self/mem", "north-00000001".parse().expect("a log"));
+    let mut life = Life::begin_with(store, broken);
     let batch = one(life.joined());
     let error = life.commit(batch).expect_err("the head cannot be written");
     assert!(matches!(&*error, StoreError::Continuity(_)), "{error}");
     let batch = one(life.joined());
     assert!(life.commit(batch).is_err(), "nothing more is taken");
+}
+
+#[test]
+fn a_full_run_directory_is_waited_for_and_nothing_leaves_meanwhile() {
+    let data = directory();
+    let (store, _claim) = opened(data.path(), data.path());
+    // Every write to this device fails as on a full disk.
+    let full = Continuity::at("/dev/full", "north-00000001".parse().expect("a log"));
+    let mut life = Life::begin_with(store, full);
+    let mut disk = life.writer.disk();
+    let batch = one(life.joined());
+    let (done, told) = std::sync::mpsc::channel();
+    life.writer.commit(batch, Box::new(move |result| done.send(result).expect("it is heard")));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let stalled = disk.wait_for(|disk| *disk == Disk::Stalled);
+    assert!(runtime.block_on(stalled).is_ok());
+    assert!(told.try_recv().is_err(), "nothing is said while it waits");
+    drop(life);
+    let error = told.recv().expect("an answer").expect_err("nobody waits any more");
+    assert!(error.is_full(), "{error}");
 }
 
 #[test]

@@ -2,20 +2,23 @@
 //!
 //! Algorithm: take everything that is queued, up to a bound, into one transaction; commit; write
 //! the continuity file; then call what waits, in order. So batches that come while the disk syncs
-//! share the next sync. After a failure nothing more is taken: the process is to end, and what is
-//! in memory but not on disk goes with it.
+//! share the next sync. A disk without room is waited for (space.rs): the same transaction is
+//! tried again, and nothing overtakes it. After any other failure nothing more is taken: the
+//! process is to end, and what is in memory but not on disk goes with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, mpsc::SendError};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
+use tokio::sync::watch;
 
 use super::reader::count_books;
+use super::space::{Disk, Space};
 use super::{Store, StoreError, StoredBooks, rows, schema};
 use crate::proto::event::Batch;
 use crate::proto::id::{JobId, LogId};
@@ -36,6 +39,7 @@ enum Order {
 pub struct Writer {
     orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
+    disk: watch::Receiver<Disk>,
 }
 
 impl fmt::Debug for Writer {
@@ -51,6 +55,8 @@ impl Writer {
         let (orders, queue) = mpsc::channel();
         let Store { path, connection } = store;
         connection.set_prepared_statement_cache_capacity(32);
+        let space = Space::of(path.parent().unwrap_or(Path::new(".")));
+        let disk = space.watch();
         let at_work = Work {
             path,
             connection,
@@ -58,6 +64,9 @@ impl Writer {
             own: claim,
             own_head: None,
             is_own_noted: false,
+            is_inserted: false,
+            space,
+            backlog: VecDeque::new(),
             failure: None,
             counting: Arc::default(),
         };
@@ -65,7 +74,13 @@ impl Writer {
             .name("store-writer".into())
             .spawn(move || at_work.run(&queue))
             .map_err(|_| StoreError::Closed)?;
-        Ok(Self { orders: Some(orders), thread: Some(thread) })
+        Ok(Self { orders: Some(orders), thread: Some(thread), disk })
+    }
+
+    /// How the store's disk is, as it changes.
+    #[must_use]
+    pub fn disk(&self) -> watch::Receiver<Disk> {
+        self.disk.clone()
     }
 
     /// Makes a batch durable after all that were handed in before, then calls `done` from the
@@ -140,13 +155,18 @@ struct Work {
     own_head: Option<Head>,
     /// Whether the own log is noted as the one that this data directory wrote last.
     is_own_noted: bool,
+    /// Whether the batches at hand are committed, and only the continuity file is not written.
+    is_inserted: bool,
+    space: Space,
+    /// Orders that came while a commit waited for room.
+    backlog: VecDeque<Order>,
     failure: Option<Arc<StoreError>>,
     counting: Arc<AtomicUsize>,
 }
 
 impl Work {
     fn run(mut self, queue: &Receiver<Order>) {
-        while let Ok(first) = queue.recv() {
+        while let Some(first) = self.wait(queue) {
             let (mut batches, mut waiting, mut books) = (vec![], vec![], None);
             let mut facts = 0;
             let mut next = Some(first);
@@ -157,13 +177,13 @@ impl Work {
                         batches.push(batch);
                         waiting.push(done);
                         if facts < limits::TRANSACTION_FACTS_MAX {
-                            next = queue.try_recv().ok();
+                            next = self.backlog.pop_front().or_else(|| queue.try_recv().ok());
                         }
                     }
                     Order::Books(done) => books = Some(done),
                 }
             }
-            let committed = self.commit(&batches);
+            let committed = self.commit(&batches, queue);
             for done in waiting {
                 done(committed.clone());
             }
@@ -173,24 +193,84 @@ impl Work {
         }
     }
 
-    /// Makes batches durable, all or none.
-    fn commit(&mut self, batches: &[Batch]) -> Result<(), Arc<StoreError>> {
+    /// The next order; `None` when there will be none.
+    fn wait(&mut self, queue: &Receiver<Order>) -> Option<Order> {
+        if let Some(order) = self.backlog.pop_front() {
+            return Some(order);
+        }
+        while self.space.disk() != Disk::Well {
+            self.space.recover();
+            match queue.recv_timeout(limits::DISK_FULL_RETRY) {
+                Ok(order) => return Some(order),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        queue.recv().ok()
+    }
+
+    /// Makes batches durable, all or none; waits for room where there is none.
+    fn commit(
+        &mut self,
+        batches: &[Batch],
+        queue: &Receiver<Order>,
+    ) -> Result<(), Arc<StoreError>> {
         if let Some(failure) = &self.failure {
             return Err(Arc::clone(failure));
         }
-        self.try_commit(batches).map_err(|failure| {
-            let failure = Arc::new(failure);
+        loop {
+            let failure = match self.try_commit(batches) {
+                Ok(()) => {
+                    if self.space.disk() == Disk::Stalled {
+                        self.space.tell(Disk::Full);
+                    }
+                    return Ok(());
+                }
+                Err(full) if full.is_full() && self.make_room(queue) => continue,
+                Err(failure) => Arc::new(failure),
+            };
             self.failure = Some(Arc::clone(&failure));
-            failure
-        })
+            return Err(failure);
+        }
+    }
+
+    /// Gives the reserve, and where there is none left waits a little. Says whether to try again:
+    /// not when nobody waits for it any more.
+    fn make_room(&mut self, queue: &Receiver<Order>) -> bool {
+        if self.space.release() {
+            self.space.tell(Disk::Full);
+            // What the write-ahead log holds twice is room as well; if it fails it is only not had.
+            let _ = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+            return true;
+        }
+        self.space.tell(Disk::Stalled);
+        match queue.recv_timeout(limits::DISK_FULL_RETRY) {
+            Ok(order) => self.backlog.push_back(order),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        true
     }
 
     fn try_commit(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
         if batches.iter().all(|batch| batch.facts.is_empty() && batch.rows.is_empty()) {
             return Ok(());
         }
+        if !self.is_inserted {
+            self.transact(batches)?;
+            self.is_inserted = true;
+        }
+        if let Some(head) = &self.own_head {
+            self.own.record(head)?;
+        }
+        (self.own_head, self.is_inserted) = (None, false);
+        Ok(())
+    }
+
+    fn transact(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
         let path = self.path.clone();
         let failed = |source| StoreError::Write { path: path.clone(), source };
+        let was_noted = self.is_own_noted;
         self.run_cached("BEGIN IMMEDIATE").map_err(failed)?;
         let inserted = self.insert_facts(batches).and_then(|()| {
             let rows = batches.iter().flat_map(|batch| &batch.rows);
@@ -198,15 +278,13 @@ impl Work {
             last.into_values().try_for_each(|row| self.upsert(row)).map_err(failed)
         });
         let committed = inserted.and_then(|()| self.run_cached("COMMIT").map_err(failed));
-        if let Err(error) = committed {
+        if committed.is_err() {
             // SQLite may have rolled back by itself; either way nothing of it is held.
             let _ = self.connection.execute_batch("ROLLBACK");
-            return Err(error);
+            (self.own_head, self.is_own_noted) = (None, was_noted);
+            self.logs = logs(&self.connection).map_err(failed)?;
         }
-        match self.own_head.take() {
-            Some(head) => Ok(self.own.record(&head)?),
-            None => Ok(()),
-        }
+        committed
     }
 
     fn insert_facts(&mut self, batches: &[Batch]) -> Result<(), StoreError> {

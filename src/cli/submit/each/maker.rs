@@ -8,6 +8,7 @@ use crate::proto::id::JobId;
 use crate::proto::job::{INDEX_ENV, ITEM_ENV, JobSpec, SpecError, json_error};
 use crate::proto::limits;
 use crate::proto::rng::Rng;
+use crate::proto::text::Text;
 use crate::runtime::entropy;
 use crate::wire::api::SubmitLine;
 
@@ -42,10 +43,14 @@ impl Maker {
     ///
     /// # Errors
     /// The line makes no valid spec; the error names the field.
-    pub fn job(&mut self, index: u64, text: &str) -> Result<Pending, SpecError> {
+    pub fn job(&mut self, index: u64, line: &[u8]) -> Result<Pending, SpecError> {
         let (spec, item) = match &self.kind {
-            Kind::Items => (filled(&self.base, index, text), Some(text.to_owned())),
-            Kind::Specs(defaults) => (completed(defaults, text)?, None),
+            Kind::Items => (filled(&self.base, index, line)?, Some(Text::from(line.to_vec()))),
+            Kind::Specs(defaults) => {
+                let text = std::str::from_utf8(line);
+                let text = text.map_err(|_| SpecError::Json("it is not UTF-8".into()))?;
+                (completed(defaults, text)?, None)
+            }
         };
         spec.validate()?;
         let id = JobId::random(entropy::wall(), &mut self.rng);
@@ -59,15 +64,25 @@ impl Maker {
     }
 }
 
-fn filled(base: &JobSpec, index: u64, item: &str) -> JobSpec {
+fn filled(base: &JobSpec, index: u64, item: &[u8]) -> Result<JobSpec, SpecError> {
     let mut spec = base.clone();
-    let texts = spec.command.iter_mut().chain(&mut spec.key).chain(&mut spec.name);
-    for text in texts.filter(|text| text.contains(HOLE)) {
+    for text in spec.command.iter_mut().chain(&mut spec.args) {
+        *text = text.filled(HOLE, item);
+    }
+    // These are text for people and programs, and the paths of JSON objects.
+    let named = [("key", spec.key.as_mut()), ("name", spec.name.as_mut())];
+    let named = named.into_iter().filter_map(|(field, text)| Some((field, text?)));
+    let outputs = spec.outputs.iter_mut().map(|path| ("outputs", path));
+    for (field, text) in named.chain(outputs).filter(|(_, text)| text.contains(HOLE)) {
+        let item = std::str::from_utf8(item).map_err(|_| {
+            let problem = "the line is not UTF-8 and cannot be put into it".to_owned();
+            SpecError::Field { field, problem }
+        })?;
         *text = text.replace(HOLE, item);
     }
-    spec.env.insert(ITEM_ENV.to_owned(), item.to_owned());
-    spec.env.insert(INDEX_ENV.to_owned(), index.to_string());
-    spec
+    spec.env.insert(ITEM_ENV.to_owned(), item.to_vec().into());
+    spec.env.insert(INDEX_ENV.to_owned(), index.to_string().into());
+    Ok(spec)
 }
 
 /// The members of a spec that are not at their default, without its command.
@@ -97,7 +112,7 @@ mod tests {
     use super::*;
 
     fn made(maker: &mut Maker, text: &str) -> SubmitLine {
-        let job = maker.job(3, text).expect("a valid line");
+        let job = maker.job(3, text.as_bytes()).expect("a valid line");
         serde_json::from_str(&job.text).expect("a line of ours")
     }
 
@@ -122,6 +137,24 @@ mod tests {
     }
 
     #[test]
+    fn an_item_of_any_bytes_is_put_where_bytes_may_stand() {
+        let mut base = JobSpec::command(["cat", "d/{}"].map(str::to_owned).to_vec());
+        base.outputs = vec!["{}.out".to_owned()];
+        let line = made(&mut Maker::new(base.clone(), true), "a");
+        assert_eq!(line.spec.outputs, ["a.out"]);
+        let refused = Maker::new(base.clone(), true).job(1, b"\xff").err().expect("refused");
+        assert!(refused.to_string().starts_with("field `outputs`"), "{refused}");
+        let refused = Maker::new(base.clone(), true).job(1, b"../x").err().expect("refused");
+        assert!(refused.to_string().starts_with("field `outputs`"), "{refused}");
+        base.outputs.clear();
+        let job = Maker::new(base, true).job(1, b"\xff").expect("a valid line");
+        let line: SubmitLine = serde_json::from_str(&job.text).expect("a line of ours");
+        assert_eq!(line.spec.command[1], Text::from(b"d/\xff".to_vec()));
+        assert_eq!(line.spec.env[ITEM_ENV].bytes(), b"\xff");
+        assert_eq!(job.item.expect("an item").bytes(), b"\xff");
+    }
+
+    #[test]
     fn a_line_wins_over_flags_and_bad_lines_name_their_field() {
         let mut base = JobSpec::command(vec![]);
         base.retries = 2;
@@ -131,13 +164,14 @@ mod tests {
         assert_eq!((line.spec.retries, line.spec.name.as_deref()), (2, Some("one")));
         let mut plain = Maker::new(JobSpec::command(vec![]), false);
         for maker in [&mut maker, &mut plain] {
-            let said = maker.job(1, r#"{"comand":["date"]}"#).err().expect("refused").to_string();
+            let said = maker.job(1, br#"{"comand":["date"]}"#).err().expect("refused").to_string();
             assert_eq!(said, "unknown field `comand`, did you mean `command`?");
-            let said = maker.job(1, r#"{"command":[]}"#).err().expect("refused").to_string();
+            let said = maker.job(1, br#"{"command":[]}"#).err().expect("refused").to_string();
             assert!(said.starts_with("field `command`"), "{said}");
-            assert!(maker.job(1, "no json").is_err());
+            assert!(maker.job(1, b"no json").is_err());
         }
     }
+
     #[test]
     fn a_line_that_only_becomes_too_long_is_refused() {
         let mut maker = Maker::new(JobSpec::command(vec![]), false);
@@ -146,8 +180,8 @@ mod tests {
         let added = made(&mut maker, &line(1));
         let added = serde_json::to_string(&added).expect("a line").len() - line(1).len();
         let fits = limits::SPEC_BYTES_MAX - added - line(0).len();
-        assert!(maker.job(3, &line(fits)).is_ok());
-        let refused = maker.job(3, &line(fits + 1)).err().expect("refused");
+        assert!(maker.job(3, line(fits).as_bytes()).is_ok());
+        let refused = maker.job(3, line(fits + 1).as_bytes()).err().expect("refused");
         assert_eq!(refused, SpecError::Long);
     }
 }
