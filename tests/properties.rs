@@ -5,6 +5,8 @@ mod clock;
 mod fact;
 #[path = "properties/fold.rs"]
 mod fold;
+#[path = "properties/history.rs"]
+mod history;
 #[path = "properties/log.rs"]
 mod log;
 #[path = "properties/schedule.rs"]

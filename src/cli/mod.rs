@@ -3,6 +3,7 @@
 pub mod args;
 pub mod broker;
 pub mod check;
+pub mod clock;
 pub mod exec;
 pub mod exit;
 pub mod output;

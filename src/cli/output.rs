@@ -49,6 +49,16 @@ pub fn text(text: &str) -> Result<(), OutputError> {
     written.map_err(|error| OutputError::of("stdout", error))
 }
 
+/// Writes bytes and hands them over; for commands that have nothing else to do meanwhile.
+///
+/// # Errors
+/// Nobody reads, or the system refused.
+pub fn all(bytes: &[u8]) -> Result<(), OutputError> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    written.map_err(|error| OutputError::of("stdout", error))
+}
+
 /// Writes a value as one line of JSON and hands it over.
 ///
 /// # Errors

@@ -213,6 +213,11 @@ impl Reporter {
         }
     }
 
+    /// Says what is wrong with a part of the input, after which the work goes on.
+    pub fn fault(&self, what: impl Display) {
+        put(&format!("{}: {what}", self.program));
+    }
+
     /// Gives advice without a failure; not with `-q`.
     pub fn hint(&self, hint: impl Display) {
         if !self.quiet {

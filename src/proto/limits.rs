@@ -11,6 +11,12 @@ pub const COUNTER_MAX: u64 = (1 << 53) - 1;
 pub const NAME_BYTES_MAX: usize = 80;
 /// Entries of one vector clock that comes from outside: every broker of a large mesh, churned.
 pub const CLOCK_ENTRIES_MAX: usize = 10_000;
+/// Events of one history that is sorted: 64 bytes each in memory, and 16 for each clock entry.
+pub const HISTORY_EVENTS_MAX: usize = 50_000_000;
+/// Events of one history that is drawn: beyond it nobody can read the drawing.
+pub const DRAWN_EVENTS_MAX: usize = 10_000;
+/// Competing results of one job that are resolved together.
+pub const RESULTS_RESOLVED_MAX: usize = 100_000;
 /// One line of JSON on any socket or pipe: a spec or a result with its inline output, and room.
 pub const LINE_BYTES_MAX: usize = 4 << 20;
 /// One job spec as JSON: arguments and environment as large as Linux lets a process have, twice.

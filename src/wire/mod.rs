@@ -5,4 +5,5 @@
 
 pub mod api;
 pub mod lines;
+pub mod members;
 pub mod problem;

@@ -154,6 +154,7 @@ impl TestEnv {
 fn program(name: &str) -> &'static str {
     match name {
         "ucp-broker" => env!("CARGO_BIN_EXE_ucp-broker"),
+        "ucp-clock" => env!("CARGO_BIN_EXE_ucp-clock"),
         "ucp-exec" => env!("CARGO_BIN_EXE_ucp-exec"),
         "ucp-submit" => env!("CARGO_BIN_EXE_ucp-submit"),
         other => panic!("no command is called {other}"),
