@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::proto::capability::{Kind, Needs};
 use crate::proto::content::{Content, Input, Module, check_path};
@@ -18,7 +18,7 @@ use crate::proto::units::Span;
 
 /// A job as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct JobSpec {
     /// Program and arguments; the program is looked up in the executor's PATH. Either this or
     /// `wasm` is given.
@@ -72,6 +72,36 @@ pub struct JobSpec {
     /// A name for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+}
+
+impl Serialize for JobSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+/// An object only: a list of values would be taken for the fields in their order.
+impl<'de> Deserialize<'de> for JobSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SpecVisitor;
+
+        impl<'de> serde::de::Visitor<'de> for SpecVisitor {
+            type Value = JobSpec;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(r#"a job as a JSON object, as in {"command":["date"]}"#)
+            }
+
+            fn visit_map<A>(self, map: A) -> Result<JobSpec, A::Error>
+            where
+                A: serde::de::MapAccess<'de>,
+            {
+                JobSpec::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_map(SpecVisitor)
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -437,6 +467,8 @@ mod tests {
         let text = said(r#"{"command":["date"],"needs":{"core":2}}"#);
         assert_eq!(text, "unknown field `core`, did you mean `cores`?");
         assert_eq!(said(r#"{"command":["a"],"zzzzzz":1}"#), "unknown field `zzzzzz`");
+        let text = said(r#"[["echo","seq"]]"#);
+        assert!(text.contains("a job as a JSON object"), "{text}");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! with 0 and an error (an output was not made), or never ran; 126 and 127 as in a shell; 130 and
 //! 143 stopped by SIGINT and SIGTERM. Before anything ran: 64 usage, 65 the spec is wrong, 66 it
 //! or a file that it names is absent, 78 this machine has not what the job needs.
-//! Law: whatever happens, nothing of the job stays but its outputs (tests/exec/run.rs).
+//! Law: whatever happens short of SIGKILL, nothing of the job stays but its outputs
+//! (tests/exec/run.rs).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};

@@ -18,6 +18,7 @@ use crate::wire::api::{AttemptLine, OutputLine, ResultLine};
 
 use super::line;
 use super::link::{Asked, Link};
+use super::outcome;
 
 /// How a job ended, as it was told.
 #[derive(Debug)]
@@ -103,6 +104,7 @@ impl Follower {
                 "result" => {
                     let ended = Ended::read(text).map_err(Asked::Failed)?;
                     self.rest(&ended.line).await.map_err(Asked::Failed)?;
+                    outcome::tell_cut(&ended.line, self.reporter);
                     // Reading to the end leaves the connection free for the job's files.
                     while let Ok(Some(_)) = answer.next().await {}
                     return Ok(Some(ended));

@@ -68,12 +68,16 @@ pub fn tell(line: &ResultLine, reporter: Reporter) -> Exit {
     if let Some(reason) = reason {
         reporter.own(line.job, reason);
     }
+    exit
+}
+
+/// Tells that not all output was kept, to those who read it.
+pub fn tell_cut(line: &ResultLine, reporter: Reporter) {
     if line.truncated {
         let max = Size(limits::OUTPUT_BYTES_MAX);
         let words = format_args!("its output is cut: over {max}, or no space where it ran");
         reporter.own(line.job, words);
     }
-    exit
 }
 
 /// Tells that a job's end is not known, and how to learn it.
