@@ -144,7 +144,8 @@ mod tests {
     fn the_same_content_of_the_same_attempt_is_a_duplicate() {
         let all = [one(r#"{"a":1}"#, true, 1, "x"), one(r#"{"b":1}"#, true, 1, "x")];
         let said = rules(&all, Preference::Newest);
-        assert_eq!(said, ["last-in-history", "same-attempt-same-content"]);
+        // All else is equal, so the greater clock stands.
+        assert_eq!(said, ["same-attempt-same-content", "last-in-history"]);
         assert_eq!(rules(&all[..1], Preference::Newest), ["only-result"]);
         assert_eq!(rules(&[], Preference::Newest), [] as [&str; 0]);
     }
