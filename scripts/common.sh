@@ -49,14 +49,35 @@ has_lines() { [ "$(lines "$1")" -ge "$2" ]; }
 need_tools() {
     command -v cargo >/dev/null 2>&1 ||
         fail "cargo is not installed: get Rust 1.95 or later from https://rustup.rs"
-    ! command -v cc >/dev/null 2>&1 || return 0
+    need_program cc "gcc libc6-dev" "a C compiler builds the bundled SQLite"
+}
+
+# need_program NAME PACKAGES WHY
+need_program() {
+    ! command -v "$1" >/dev/null 2>&1 || return 0
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        say "Installing a C compiler, for the bundled SQLite …"
+        say "Installing $2: $3 …"
         apt-get update -q >/dev/null || fail "cannot learn what can be installed"
-        apt-get install -qy gcc libc6-dev >/dev/null || fail "cannot install gcc"
+        # shellcheck disable=SC2086  # one word each: no package has a blank in its name
+        apt-get install -qy $2 >/dev/null || fail "cannot install $2"
     else
-        fail "cc is not installed: a C compiler builds the bundled SQLite (package gcc)"
+        fail "$1 is not installed: $3 (package ${2%% *})"
     fi
+}
+
+# Installs what single checks need where that may be done; without it they are skipped.
+want_tools() {
+    missing=
+    command -v groff >/dev/null 2>&1 || missing="$missing groff-base"
+    command -v systemd-analyze >/dev/null 2>&1 || missing="$missing systemd"
+    [ -n "$missing" ] || return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "Installing$missing, for the checks of manual pages and units …"
+        # shellcheck disable=SC2086  # one word each
+        apt-get update -q >/dev/null && apt-get install -qy --no-install-recommends $missing \
+            >/dev/null && return 0
+    fi
+    say "SKIPPED: not installed, so that their checks are left out:$missing"
 }
 
 # Builds the programs if they are not fresh. The profile is the one of the tests.

@@ -7,8 +7,12 @@ mod common;
 
 #[path = "broker/blobs.rs"]
 mod blobs;
+#[path = "broker/declared.rs"]
+mod declared;
 #[path = "broker/disk.rs"]
 mod disk;
+#[path = "broker/events.rs"]
+mod events;
 #[path = "broker/fuzz.rs"]
 mod fuzz;
 #[path = "broker/hostile.rs"]
@@ -17,8 +21,14 @@ mod hostile;
 mod http;
 #[path = "broker/lives.rs"]
 mod lives;
+#[path = "broker/metrics.rs"]
+mod metrics;
+#[path = "broker/openapi.rs"]
+mod openapi;
 #[path = "broker/output.rs"]
 mod output;
+#[path = "broker/page.rs"]
+mod page;
 #[path = "broker/peer.rs"]
 mod peer;
 #[path = "broker/sessions.rs"]

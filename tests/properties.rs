@@ -1,4 +1,6 @@
 //! Laws as properties.
+#[path = "properties/array.rs"]
+mod array;
 #[path = "properties/clock.rs"]
 mod clock;
 #[path = "properties/fact.rs"]

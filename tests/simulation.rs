@@ -14,6 +14,7 @@ mod simulation {
     pub mod clocks;
     pub mod cluster;
     pub mod counters;
+    pub mod deadlines;
     pub mod disk;
     pub mod executor_host;
     pub mod faults;
@@ -34,6 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use ucp::proto::fact::{Accepted, Body, Fact};
+use ucp::proto::id::TaskId;
 
 use simulation::checkers::Failure;
 use simulation::cluster::{Harm, Options, World};
@@ -203,12 +205,15 @@ fn a_second_accept_in_a_generation_is_caught() {
         Body::Accepted(body) => Some((Fact::clone(&sealed.fact), body.clone())),
         _ => None,
     });
+    let plain = |fact: &Fact| Some(TaskId::from(fact.job.filter(|_| fact.elements.is_none())?));
     let current = |(fact, _): &(Fact, Accepted)| {
-        fact.job.and_then(|job| world.checks.held.jobs.get(&job)).is_some_and(|book| {
+        let book = plain(fact).and_then(|task| world.checks.held.tasks.get(&task));
+        book.is_some_and(|book| {
             book.outcomes.get(&fact.generation).is_some_and(|o| o.accepted.is_some())
         })
     };
     let (fact, body) = accepted.rev().find(current).expect("a seed accepts something");
-    world.checks.check_accepted(&fact, &body.attempt, &body.digest);
+    let task = plain(&fact).expect("it was looked for");
+    world.checks.check_accepted(task, &fact, &body.attempt, &body.digest);
     assert_eq!(world.checks.failure.map(|failure| failure.rule), Some("one-accept"));
 }

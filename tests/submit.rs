@@ -16,10 +16,20 @@ mod pipes;
 mod status;
 #[path = "cli/submit.rs"]
 mod submit;
+#[path = "cli/submit_array.rs"]
+mod submit_array;
+#[path = "cli/submit_array_faults.rs"]
+mod submit_array_faults;
 #[path = "cli/submit_ask.rs"]
 mod submit_ask;
+#[path = "cli/submit_deadline.rs"]
+mod submit_deadline;
 #[path = "cli/submit_each.rs"]
 mod submit_each;
+#[path = "cli/submit_each_faults.rs"]
+mod submit_each_faults;
+#[path = "cli/submit_progress.rs"]
+mod submit_progress;
 #[path = "cli/submit_silent.rs"]
 mod submit_silent;
 #[path = "cli/wasm.rs"]

@@ -2,14 +2,18 @@
 //!
 //! Every long flag has a twin in the environment, `UCP_SUBMIT_TIMEOUT` for `--timeout` of
 //! `ucp-submit`; flags win. `--broker` has `$UCP_BROKER`, common to all (runtime/endpoint.rs).
-//! Wrong usage ends with 64 and one line that names the flag, never with clap's own 2.
+//! Wrong usage ends with 64 and one line that names the flag, never with clap's own 2. Completions
+//! are made from the same definitions as the help and the manual (cli/manual.rs).
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, ArgMatches, Parser, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, Parser, ValueEnum};
+use clap_complete::Shell;
 
 use crate::cli::exit::Exit;
+use crate::cli::manual;
 use crate::cli::output;
 use crate::cli::report::{Failure, Reporter};
 use crate::proto::units::{Size, Span};
@@ -32,6 +36,9 @@ pub struct Common {
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", global = true)]
     #[arg(help_heading = "Common")]
     pub color: ColorWhen,
+    /// Print completions for this shell, and do nothing else
+    #[arg(long, value_name = "SHELL", value_enum, global = true, help_heading = "Common")]
+    pub completions: Option<Shell>,
 }
 
 impl Common {
@@ -107,13 +114,24 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Reads the command line of `program`. Help and version go to stdout and end with 0; wrong usage
-/// goes to stderr and ends with 64. The matches tell what was given and what is a default.
+/// The whole definition of a program's command line: what is parsed, helped with, completed, and
+/// described in the manual.
+#[must_use]
+pub fn definition<T: CommandFactory>(program: &'static str) -> clap::Command {
+    with_twins(T::command(), program)
+}
+
+/// Reads the command line of `program`. Help, version and completions go to stdout and end with 0;
+/// wrong usage goes to stderr and ends with 64. The matches tell what was given and what is a
+/// default.
 ///
 /// # Errors
 /// The status to end with; everything was said.
 pub fn parse<T: Parser>(program: &'static str) -> Result<(T, ArgMatches), Exit> {
-    let command = with_twins(T::command(), program);
+    let mut command = definition::<T>(program);
+    if let Some(shell) = completions_asked(std::env::args_os()) {
+        return Err(print_completions(program, shell, &mut command));
+    }
     let takes_command = command.get_arguments().any(Arg::is_last_set);
     let matches = command.try_get_matches();
     let parsed = matches.and_then(|matches| Ok((T::from_arg_matches(&matches)?, matches)));
@@ -134,20 +152,52 @@ pub fn parse<T: Parser>(program: &'static str) -> Result<(T, ArgMatches), Exit> 
     })
 }
 
+/// The shell of a `--completions SHELL` before any `--`. It is looked for before the rest is read,
+/// since nothing else that a program demands matters then. What is no shell is left to clap, which
+/// says so.
+fn completions_asked(words: impl Iterator<Item = OsString>) -> Option<Shell> {
+    let mut words = words.skip(1).take_while(|word| word != "--");
+    while let Some(word) = words.next() {
+        let shell = match word.to_str().and_then(|word| word.strip_prefix("--completions")) {
+            Some("") => words.next()?,
+            Some(rest) => rest.strip_prefix('=')?.into(),
+            None => continue,
+        };
+        return Shell::from_str(shell.to_str()?, false).ok();
+    }
+    None
+}
+
+fn print_completions(program: &'static str, shell: Shell, command: &mut clap::Command) -> Exit {
+    let mut script = vec![];
+    clap_complete::generate(shell, command, program, &mut script);
+    match output::all(&script) {
+        Ok(()) => Exit::Done,
+        Err(error) => Reporter::new(program).failure(&error.into()),
+    }
+}
+
+/// Flags that have no twin: `--broker` has a variable that is common to all programs, and
+/// `--completions` is a thing to do, not a setting.
+const WITHOUT_TWIN: [&str; 2] = ["broker", "completions"];
+
 /// Gives every long flag its twin in the environment.
 #[must_use]
 pub fn with_twins(command: clap::Command, program: &'static str) -> clap::Command {
     let prefix = program.to_uppercase().replace('-', "_");
     let twin = |arg: Arg| -> Arg {
-        let Some(long) = arg.get_long().filter(|long| *long != "broker") else { return arg };
+        let long = arg.get_long().filter(|long| !WITHOUT_TWIN.contains(long));
+        let Some(long) = long else { return arg };
         let variable = format!("{prefix}_{}", long.to_uppercase().replace('-', "_"));
         let switch = matches!(arg.get_action(), ArgAction::SetTrue);
         let arg = arg.env(variable).hide_env(true);
         if switch { arg.value_parser(clap::builder::FalseyValueParser::new()) } else { arg }
     };
     let command = command.mut_args(twin);
-    let after = "stands for a long flag --NAME in the environment; flags win.";
-    command.mut_subcommands(|sub| sub.mut_args(twin)).after_help(format!("{prefix}_NAME {after}"))
+    let after =
+        format!("{prefix}_NAME stands for a long flag --NAME in the environment; flags win.");
+    let long = format!("{}{after} More: man {program}", manual::of(program).help());
+    command.mut_subcommands(|sub| sub.mut_args(twin)).after_help(after).after_long_help(long)
 }
 
 /// Clap's words in our form: one line that names the flag, and at most one hint.
@@ -216,14 +266,24 @@ mod tests {
     }
 
     #[test]
-    fn every_long_flag_but_broker_has_a_twin() {
+    fn every_setting_but_broker_has_a_twin() {
         let command = with_twins(Sample::command(), "ucp-submit");
         for arg in command.get_arguments() {
             let long = arg.get_long().expect("a long flag");
             let twin = arg.get_env().map(|name| name.to_string_lossy().into_owned());
             let expected = format!("UCP_SUBMIT_{}", long.to_uppercase().replace('-', "_"));
-            assert_eq!(twin, (long != "broker").then_some(expected));
+            assert_eq!(twin, (!WITHOUT_TWIN.contains(&long)).then_some(expected));
         }
         command.debug_assert();
+    }
+
+    #[test]
+    fn completions_are_asked_for_before_the_command() {
+        let asked = |line: &str| completions_asked(line.split(' ').map(OsString::from));
+        assert_eq!(asked("x --completions bash"), Some(Shell::Bash));
+        assert_eq!(asked("x list --json --completions=zsh"), Some(Shell::Zsh));
+        for other in ["x", "x -- --completions bash", "x --completions", "x --completions tcsh"] {
+            assert_eq!(asked(other), None, "{other}");
+        }
     }
 }

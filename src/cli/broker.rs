@@ -20,6 +20,12 @@ pub(crate) use self::serve::host_name;
 
 const PROGRAM: &str = "ucp-broker";
 
+/// The definition of the command line.
+#[must_use]
+pub fn definition() -> clap::Command {
+    args::definition::<Cli>(PROGRAM)
+}
+
 /// Runs the command line to its end.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -53,6 +59,7 @@ fn ask(question: &Command) -> Result<Exit, Failure> {
             Command::Status(flags) => ask::status(flags).await,
             Command::Executors(flags) => ask::executors(flags).await,
             Command::Audit(flags) => ask::audit(flags).await,
+            Command::DeclareLost(flags) => ask::declare_lost(flags).await,
             Command::Facts(flags) => ask::facts(flags).await,
             Command::Serve(_) | Command::Check(_) => unreachable!("asked of no broker"),
         }

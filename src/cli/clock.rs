@@ -90,6 +90,12 @@ struct Compare {
     is: Option<clocks::Word>,
 }
 
+/// The definition of the command line.
+#[must_use]
+pub fn definition() -> clap::Command {
+    args::definition::<Cli>(PROGRAM)
+}
+
 /// Runs the command line to its end.
 #[must_use]
 pub fn main() -> ExitCode {

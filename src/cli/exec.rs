@@ -123,6 +123,12 @@ impl From<IsolationLevel> for isolation::Level {
     }
 }
 
+/// The definition of the command line.
+#[must_use]
+pub fn definition() -> clap::Command {
+    args::definition::<Cli>(PROGRAM)
+}
+
 /// Runs the command line to its end.
 #[must_use]
 pub fn main() -> ExitCode {

@@ -6,6 +6,7 @@ pub mod check;
 pub mod clock;
 pub mod exec;
 pub mod exit;
+pub mod manual;
 pub mod output;
 pub mod report;
 pub mod submit;

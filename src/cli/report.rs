@@ -5,13 +5,16 @@
 //! is closed is ignored: there is nobody left to tell.
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::ProgressBar;
 
 use crate::cli::args::{Common, LogFormat};
 use crate::cli::exit::Exit;
 use crate::cli::output::{self, OutputError};
-use crate::proto::id::JobId;
+use crate::proto::id::TaskId;
 use crate::runtime::client::ClientError;
 use crate::runtime::endpoint::{Address, EndpointError};
 use crate::runtime::rundir::DirError;
@@ -202,7 +205,7 @@ impl Reporter {
     }
 
     /// Says why a command ends with a status of ours and not with the job's own.
-    pub fn own(&self, job: JobId, reason: impl Display) {
+    pub fn own(&self, job: TaskId, reason: impl Display) {
         put(&format!("{}: {job}: {reason}", self.program));
     }
 
@@ -243,7 +246,44 @@ pub async fn bytes(bytes: &[u8]) {
 
 fn put(line: &str) {
     let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+    let _ = Above.write_all(format!("{line}\n").as_bytes());
+}
+
+/// Whether stderr is a terminal.
+#[must_use]
+pub fn is_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Whether to colour what goes to stderr.
+#[must_use]
+pub fn colour(common: &Common) -> bool {
+    common.colour(&io::stderr())
+}
+
+/// What is drawn on the last line of the terminal, if anything.
+static LAST_LINE: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Says what is drawn on the last line of the terminal from now on: it goes away while something
+/// is written.
+pub fn set_last_line(bar: Option<ProgressBar>) {
+    *LAST_LINE.lock().unwrap_or_else(PoisonError::into_inner) = bar;
+}
+
+/// Stderr, above what is drawn on the last line.
+struct Above;
+
+impl Write for Above {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let bar = LAST_LINE.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let write = || io::stderr().lock().write_all(bytes);
+        bar.map_or_else(write, |bar| bar.suspend(write))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn begin_log(common: &Common) {
@@ -255,7 +295,7 @@ fn begin_log(common: &Common) {
         (false, 2) => LevelFilter::DEBUG,
         (false, _) => LevelFilter::TRACE,
     };
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(|| Above);
     // A second start within one process (tests) keeps the first log.
     let _ = match common.log_format {
         LogFormat::Text => log.with_target(false).try_init(),

@@ -4,6 +4,7 @@
 //! sent again, to the same broker or to the one that comes after it. Only one connection is used
 //! for a job and its output. Everything runs on one thread, as starting must cost little.
 
+mod array;
 mod each;
 mod fetch;
 mod files;
@@ -14,6 +15,7 @@ mod line;
 mod link;
 mod needs;
 mod outcome;
+mod progress;
 mod query;
 mod run;
 mod status;
@@ -27,12 +29,20 @@ use std::process::ExitCode;
 use crate::cli::args;
 use crate::cli::exit::Exit;
 use crate::cli::report::{Failure, Reporter};
+use crate::proto::ranges::Ranges;
 
 use self::flags::{Cli, Command, Mode};
 use self::link::Link;
+use self::progress::Progress;
 use self::status::Status;
 
 const PROGRAM: &str = "ucp-submit";
+
+/// The definition of the command line.
+#[must_use]
+pub fn definition() -> clap::Command {
+    args::definition::<Cli>(PROGRAM)
+}
 
 /// Runs the command line to its end.
 #[must_use]
@@ -71,7 +81,15 @@ async fn dispatch(
     match mode {
         Mode::One(flags) if cli.json => run::report(flags, &mut link, status, reporter).await,
         Mode::One(flags) => run::follow(flags, &mut link, status, reporter).await,
-        Mode::Many(flags) => each::filter(flags, &mut link, status, reporter).await,
+        Mode::Array(flags) => {
+            let count = flags.array.as_ref().map(Ranges::len);
+            let progress = Progress::start(count, flags.progress, &cli.common, reporter);
+            array::submit(flags, &mut link, (status, progress), reporter).await
+        }
+        Mode::Many(flags) => {
+            let progress = Progress::start(None, flags.progress, &cli.common, reporter);
+            each::filter(flags, &mut link, (status, progress), reporter).await
+        }
         Mode::Ask(command) => match command {
             Command::List(flags) => query::list(flags, cli, &mut link).await,
             Command::Show(flags) => query::show(flags, cli, &mut link).await,
@@ -80,7 +98,7 @@ async fn dispatch(
                 query::change("cancel", &flags.jobs, &mut link, reporter).await
             }
             Command::Rerun(flags) => query::change("rerun", &flags.jobs, &mut link, reporter).await,
-            Command::Wait(flags) => wait::wait(flags, &mut link, reporter).await,
+            Command::Wait(flags) => wait::wait(flags, &cli.common, &mut link, reporter).await,
             Command::Output(flags) => wait::output(flags, &mut link, reporter).await,
         },
     }

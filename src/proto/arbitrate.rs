@@ -65,7 +65,7 @@ pub fn judge(facts: &JobFacts, fact: &Fact, body: &Reported) -> Judgement {
         if accepted.attempt == body.attempt && accepted.digest == body.digest {
             return judge_winner(facts, generation, accept);
         }
-        return if accept.clock.covers(&body.attempt.0) {
+        return if accept.clock.covers(&body.attempt.dot) {
             judged(Verdict::Late, "decided-knowing-the-attempt")
         } else {
             judged(Verdict::Rejected, "concurrent-lesser-key")

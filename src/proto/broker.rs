@@ -10,6 +10,8 @@
 //! here is only what a fold cannot know: who is connected, what is free, what waits how long.
 //! Source: design sections 2, 4 and 5.
 
+mod array;
+mod deadline;
 mod deploy;
 mod fleet;
 mod queries;
@@ -27,16 +29,19 @@ use std::time::Duration;
 use crate::proto::event::{Batch, Input, Output, Reply};
 use crate::proto::fact::{Body, Continues, FOLD_VERSION, Fact, Joined, SealedFact, chain_next};
 use crate::proto::fold::JobFacts;
-use crate::proto::id::{Dot, JobId, LogId, RequestId};
+use crate::proto::id::{Dot, JobId, LogId, RequestId, TaskId};
 use crate::proto::limits;
 use crate::proto::log::{LogError, Logs};
 use crate::proto::precedence::Rank;
+use crate::proto::ranges::Ranges;
 use crate::proto::rng::Rng;
 use crate::proto::schedule::Queue;
 use crate::proto::time::{Monotonic, Now};
 use crate::proto::view::JobState;
 
+use array::ArrayWork;
 use fleet::Fleet;
+use results::Reports;
 
 /// What an operator sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +58,8 @@ pub struct BrokerConfig {
     pub reconnect_grace: Duration,
     /// Jobs that may wait.
     pub queued_max: u64,
+    /// Ends of elements that are told to a client before it took any.
+    pub elements_told_max: usize,
 }
 
 impl Default for BrokerConfig {
@@ -64,6 +71,7 @@ impl Default for BrokerConfig {
             lost_after: limits::LOST_AFTER,
             reconnect_grace: limits::RECONNECT_GRACE,
             queued_max: limits::QUEUED_MAX_DEFAULT,
+            elements_told_max: limits::ELEMENTS_TOLD_MAX,
         }
     }
 }
@@ -94,10 +102,14 @@ struct Job {
     arrival: u64,
     /// When it began to wait here.
     since: Monotonic,
+    /// When its deadline began to count.
+    began: Monotonic,
     /// Its place in the queue, while it stands there.
     queued: Option<Rank>,
     /// It waits for its back-off until then.
     not_before: Monotonic,
+    /// What there is to do about its elements, where it is an array.
+    array: Option<Box<ArrayWork>>,
 }
 
 /// What a timer is for.
@@ -105,8 +117,10 @@ struct Job {
 enum Timer {
     /// An executor may have become silent or stayed away.
     Executor(crate::proto::id::ExecutorId),
-    /// A job's back-off is over.
+    /// A job's back-off is over, or that of some of its elements, or its deadline.
     Retry(JobId),
+    /// An executor may hold attempts that do not begin.
+    Recall(crate::proto::id::ExecutorId),
 }
 
 /// Somebody who waits for a job's end.
@@ -136,8 +150,16 @@ pub struct Broker {
     dependants: BTreeMap<JobId, BTreeSet<JobId>>,
     queue: Queue,
     fleet: Fleet,
-    watchers: BTreeMap<JobId, BTreeSet<Watcher>>,
-    watched: BTreeMap<RequestId, BTreeSet<JobId>>,
+    watchers: BTreeMap<TaskId, BTreeSet<Watcher>>,
+    watched: BTreeMap<RequestId, BTreeSet<TaskId>>,
+    /// Those who wait for the ends of all elements of an array, with those not yet told.
+    array_watches: BTreeMap<JobId, BTreeMap<RequestId, Ranges>>,
+    /// How many ends of elements may be told to each of them before some were taken.
+    credits: BTreeMap<RequestId, usize>,
+    /// Arrays of which more may be told to those who wait, by arrival.
+    telling: BTreeSet<(u64, JobId)>,
+    /// What executors said about elements since the last facts were written.
+    reports: Reports,
     counts: BTreeMap<(LogId, JobState), u64>,
     timers: BTreeSet<(Monotonic, Timer)>,
     /// Jobs whose facts changed since they were settled, by arrival: ids carry wall time, so
@@ -175,6 +197,10 @@ impl Broker {
             fleet: Fleet::default(),
             watchers: BTreeMap::new(),
             watched: BTreeMap::new(),
+            array_watches: BTreeMap::new(),
+            credits: BTreeMap::new(),
+            telling: BTreeSet::new(),
+            reports: Reports::default(),
             counts: BTreeMap::new(),
             timers: BTreeSet::new(),
             unsettled: BTreeSet::new(),
@@ -240,13 +266,14 @@ impl Broker {
                     fold_version: FOLD_VERSION,
                     continues,
                 };
-                self.write(None, 0, Body::Joined(body));
+                self.write(None, 0, None, Body::Joined(body));
             }
         }
         let arrivals = std::mem::take(&mut self.arrivals);
         for id in &arrivals {
             let Some(job) = self.jobs.get_mut(id) else { continue };
             job.since = now.mono;
+            job.began = deadline::begin(&job.facts, self.log.as_ref(), now.mono);
             self.expect_executors(*id);
         }
         self.unsettled.extend((0..).zip(arrivals.iter().copied()));
@@ -259,6 +286,9 @@ impl Broker {
     pub fn handle_input(&mut self, now: Now, input: Input) {
         assert!(!self.draining, "outputs are drained before the next input");
         self.now = now;
+        if !matches!(input, Input::Message { .. }) {
+            self.write_reports();
+        }
         match input {
             Input::Request { request, body } => self.handle_request(request, body),
             Input::RequestClosed { request } => self.close_request(request),
@@ -275,13 +305,15 @@ impl Broker {
     pub fn handle_timeout(&mut self, now: Now) {
         assert!(!self.draining, "outputs are drained before the next input");
         self.now = now;
+        self.write_reports();
         while let Some((due, _)) = self.timers.first()
             && *due <= now.mono
         {
             let Some((_, timer)) = self.timers.pop_first() else { break };
             match timer {
                 Timer::Executor(executor) => self.check_executor(&executor),
-                Timer::Retry(job) => self.unsettle(job),
+                Timer::Retry(job) => self.wake(job),
+                Timer::Recall(executor) => self.check_recall(&executor),
             }
         }
         self.settle();
@@ -300,7 +332,9 @@ impl Broker {
     /// written; when nothing is left the broker is ready for inputs again.
     pub fn poll_output(&mut self) -> Option<Output> {
         if !self.draining {
+            self.write_reports();
             self.deploy_waiting();
+            self.tell_arrays();
             self.draining = true;
             if !self.pending.facts.is_empty() {
                 let rows = std::mem::take(&mut self.touched).into_iter();
@@ -315,7 +349,13 @@ impl Broker {
     }
 
     /// Writes a fact: the next of our log, made durable before anything else of this drain leaves.
-    fn write(&mut self, job: Option<JobId>, generation: u32, body: Body) -> Dot {
+    fn write(
+        &mut self,
+        job: Option<JobId>,
+        generation: u32,
+        elements: Option<Ranges>,
+        body: Body,
+    ) -> Dot {
         let log = self.log.clone().expect("nothing is written before the log is open");
         let head = self.logs.head(&log);
         let dot = Dot { log, seq: head.seq + 1 };
@@ -328,7 +368,7 @@ impl Broker {
             _ => held.and_then(JobFacts::birth).cloned(),
         };
         let at = self.now.wall.to_string();
-        let fact = Fact { dot: dot.clone(), clock, job, birth, generation, at, body };
+        let fact = Fact { dot: dot.clone(), clock, job, birth, generation, elements, at, body };
         let line: Arc<str> = fact.to_line().into();
         let chain = chain_next(&head.chain, &line);
         let sealed = SealedFact { fact: Arc::new(fact), line, chain };
@@ -341,7 +381,19 @@ impl Broker {
     /// Writes a fact about a job in its current or a named generation.
     fn write_job(&mut self, job: JobId, generation: u32, body: Body) -> Dot {
         self.touched.insert(job);
-        self.write(Some(job), generation, body)
+        self.write(Some(job), generation, None, body)
+    }
+
+    /// Writes a fact about some elements of an array's job, or about a job that is none.
+    fn write_elements(
+        &mut self,
+        job: JobId,
+        generation: u32,
+        elements: Option<Ranges>,
+        body: Body,
+    ) -> Dot {
+        self.touched.insert(job);
+        self.write(Some(job), generation, elements, body)
     }
 
     /// Adds a fact to what is known, whoever wrote it.
@@ -360,19 +412,25 @@ impl Broker {
                 born: None,
                 arrival,
                 since: now,
+                began: now,
                 queued: None,
                 not_before: now,
+                array: None,
             }
         });
         if !job.facts.insert(Arc::clone(fact)) {
             return;
+        }
+        if let Some(all) = job.facts.elements() {
+            let about = fact.elements.as_ref().unwrap_or(all);
+            job.array.get_or_insert_default().dirty.extend(about);
         }
         self.unsettled.insert((job.arrival, id));
         match &fact.body {
             Body::Submitted(body) => {
                 // A result may have made the job known before: it waits from now on.
                 if job.state.is_none() && self.log.is_some() {
-                    job.since = now;
+                    (job.since, job.began) = (now, now);
                 }
                 if let Some(key) = &body.spec.key {
                     self.keys.entry(key.clone()).or_insert(id);
@@ -394,9 +452,28 @@ impl Broker {
 
     /// Has a job settled with the others whose facts changed.
     fn unsettle(&mut self, id: JobId) {
-        if let Some(job) = self.jobs.get(&id) {
-            self.unsettled.insert((job.arrival, id));
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if let Some(work) = &mut job.array {
+            let states = job.facts.states();
+            let waiting = states.and_then(|states| states.get(&JobState::Waiting));
+            waiting.into_iter().for_each(|waiting| work.dirty.extend(waiting));
         }
+        self.unsettled.insert((job.arrival, id));
+    }
+
+    /// The same when a back-off is over: of an array with those elements alone that waited for it.
+    fn wake(&mut self, id: JobId) {
+        let (now, overdue) = (self.now.mono, self.is_overdue(id));
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if let Some(work) = &mut job.array {
+            work.wake(now);
+            let open = |(state, _): &(&JobState, _)| {
+                matches!(state, JobState::Waiting | JobState::Running) && overdue
+            };
+            let states = job.facts.states().into_iter().flatten();
+            states.filter(open).for_each(|(_, elements)| work.dirty.extend(elements));
+        }
+        self.unsettled.insert((job.arrival, id));
     }
 
     /// Forgets the outputs of the oldest results when the memory for them is used up.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::proto::fact::SealedFact;
-use crate::proto::id::{AttemptId, ExecutorId, JobId, RequestId, SessionId};
+use crate::proto::id::{AttemptId, ExecutorId, JobId, RequestId, SessionId, TaskId};
 use crate::proto::job::{JobSpec, SpecError};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, ExecutorMessage, Hello};
@@ -55,7 +55,8 @@ pub enum Input {
     },
 }
 
-/// A job as a client names it: its whole id, or a suffix of it that no other job has.
+/// A job as a client names it: its whole id, or a suffix of it that no other job has; with
+/// `/ELEMENT` behind it one element of an array.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobRef(pub String);
 
@@ -70,7 +71,13 @@ pub enum Request {
         /// Whether to tell the ends.
         watch: bool,
     },
-    /// Tell the end of a job; with `attempts` also each deployment, the current one at once.
+    /// So many ends of an array's elements were taken by the client: as many more may be told.
+    Taken {
+        /// How many.
+        count: usize,
+    },
+    /// Tell the end of a job, of an array the end of each element; with `attempts` also each
+    /// deployment, the current one at once.
     Watch {
         /// The job.
         job: JobRef,
@@ -88,6 +95,13 @@ pub enum Request {
     Rerun {
         /// The job.
         job: JobRef,
+        /// Why, in words.
+        reason: String,
+    },
+    /// Give an executor up, as its operator knows that it is gone.
+    DeclareLost {
+        /// The executor.
+        executor: ExecutorId,
         /// Why, in words.
         reason: String,
     },
@@ -120,7 +134,13 @@ impl Request {
     /// Whether the answer may be a fact that is written.
     #[must_use]
     pub const fn makes_facts(&self) -> bool {
-        matches!(self, Self::Submit { .. } | Self::Cancel { .. } | Self::Rerun { .. })
+        matches!(
+            self,
+            Self::Submit { .. }
+                | Self::Cancel { .. }
+                | Self::Rerun { .. }
+                | Self::DeclareLost { .. }
+        )
     }
 }
 
@@ -184,6 +204,8 @@ pub enum Reply {
         job: JobId,
         /// Whether it had been taken before.
         known: bool,
+        /// How many elements it has, where it is an array: so many ends will be told.
+        elements: Option<u64>,
     },
     /// It is not done, and nothing changed.
     Refused {
@@ -194,8 +216,8 @@ pub enum Reply {
     },
     /// An attempt of a watched job runs.
     Deployed {
-        /// The job.
-        job: JobId,
+        /// The job or element.
+        task: TaskId,
         /// The attempt.
         attempt: AttemptId,
         /// Where.
@@ -205,12 +227,24 @@ pub enum Reply {
     },
     /// A watched job ended or is parked.
     Ended(Box<Ended>),
+    /// An array is watched, so many ends of elements will be told.
+    Watched {
+        /// How many.
+        elements: u64,
+    },
     /// A cancel or rerun is durable.
     Done {
-        /// The job.
-        job: JobId,
+        /// The job or element.
+        task: TaskId,
         /// Where it stands now.
         state: JobState,
+    },
+    /// An executor is given up; that its attempts are lost is durable.
+    DeclaredLost {
+        /// The executor.
+        executor: ExecutorId,
+        /// What was under way there.
+        attempts: Vec<AttemptId>,
     },
     /// The answer to `Show`.
     Job(Box<JobView>),
@@ -233,6 +267,9 @@ pub enum Refusal {
     /// No job has this id or suffix. Trying again cannot help.
     #[error("no job {0:?} is known here")]
     NotFound(String),
+    /// No executor of this name has a session or is expected back. Trying again cannot help.
+    #[error("no executor {0} is known here")]
+    NoExecutor(ExecutorId),
     /// More than one job ends in this suffix. Trying again with more digits helps.
     #[error("more than one job ends in {0:?}")]
     Ambiguous(String),
@@ -262,16 +299,16 @@ pub enum Refusal {
     /// The job has ended. Trying again cannot help.
     #[error("job {job} has ended: {}", state.word())]
     HasEnded {
-        /// The job.
-        job: JobId,
+        /// The job or element.
+        job: TaskId,
         /// How.
         state: JobState,
     },
     /// The job has not ended, so it cannot begin again.
     #[error("job {job} has not ended: {}", state.word())]
     NotEnded {
-        /// The job.
-        job: JobId,
+        /// The job or element.
+        job: TaskId,
         /// Where it stands.
         state: JobState,
     },
@@ -291,6 +328,7 @@ impl Refusal {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NotFound(_) => "not-found",
+            Self::NoExecutor(_) => "no-executor",
             Self::Ambiguous(_) => "ambiguous",
             Self::Spec(_) => "bad-spec",
             Self::IdTaken(_) => "id-taken",
@@ -309,6 +347,9 @@ impl Refusal {
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NotFound(_) => Some("'ucp-submit list' shows the jobs that are known"),
+            Self::NoExecutor(_) => {
+                Some("'ucp-broker executors' shows the executors that are known")
+            }
             Self::Ambiguous(_) => Some("give more digits of the id"),
             Self::KeyConflict { .. } => Some("use another key, or the spec that was first"),
             Self::IdTaken(_) => Some("leave the id out, or use another"),

@@ -6,6 +6,9 @@
 //! Laws: an attempt is run at most once in a life, however often its order comes. A result is sent
 //! in every session until it is acknowledged; it is on disk whenever no acknowledgement came
 //! within [`limits::SPOOL_AFTER`], before the session is waited for, and before the process ends.
+//! Attempts may be ordered ahead of free slots: they begin in the order in which they came, as
+//! slots and memory get free. While more waits to begin, results are held back for a moment and
+//! sent together.
 //! An attempt that was told to stop has no result, unless it had succeeded already: work that was
 //! really done is not thrown away.
 //! Source: design sections 4 and 5.
@@ -16,7 +19,7 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::proto::capability::{Capability, Load};
+use crate::proto::capability::{Capability, Load, Needs, Occupied};
 use crate::proto::clock::Clock;
 use crate::proto::id::{AttemptId, ExecutorId, Incarnation, JobId, LogId};
 use crate::proto::limits;
@@ -121,6 +124,9 @@ pub enum ExecutorOutput {
 /// An attempt that runs.
 #[derive(Debug)]
 struct Running {
+    /// When it began.
+    since: Monotonic,
+    needs: Needs,
     job: JobId,
     generation: u32,
     clock: Clock,
@@ -156,7 +162,16 @@ pub struct Executor {
     /// The pause between heartbeats: our own, or less where the broker asks for it.
     heartbeat: Duration,
     running: BTreeMap<AttemptId, Running>,
+    /// What those occupy.
+    occupied: Occupied,
+    /// Orders that wait for a free slot, in the order in which they came.
+    waiting: VecDeque<Box<StartOrder>>,
     held: BTreeMap<AttemptId, Held>,
+    /// Results that are sent together, and when at the latest.
+    together: Vec<AttemptId>,
+    together_at: Option<Monotonic>,
+    /// What a hello named and is no longer here, to be said once the broker welcomes us.
+    unsaid: Vec<ExecutorMessage>,
     outputs: VecDeque<ExecutorOutput>,
 }
 
@@ -179,7 +194,12 @@ impl Executor {
             heartbeat_at: Monotonic::default(),
             heartbeat,
             running: BTreeMap::new(),
+            occupied: Occupied::default(),
+            waiting: VecDeque::new(),
             held: held.collect(),
+            together: vec![],
+            together_at: None,
+            unsaid: vec![],
             outputs: VecDeque::new(),
         }
     }
@@ -187,7 +207,18 @@ impl Executor {
     /// Whether nothing runs and no result waits to be acknowledged.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.held.is_empty()
+        self.running.is_empty() && self.waiting.is_empty() && self.held.is_empty()
+    }
+
+    /// The attempts that wait here to begin, in the order in which they came.
+    pub fn waiting(&self) -> impl Iterator<Item = &AttemptId> {
+        self.waiting.iter().map(|order| &order.attempt)
+    }
+
+    /// Whether the result of an attempt waits to be acknowledged.
+    #[must_use]
+    pub fn holds(&self, attempt: &AttemptId) -> bool {
+        self.held.contains_key(attempt)
     }
 
     /// Takes an input.
@@ -207,9 +238,11 @@ impl Executor {
                 if self.registered {
                     self.send_heartbeat(now);
                 }
+                self.hand_back_waiting();
             }
             ExecutorInput::HandBack => {
                 self.draining = true;
+                self.hand_back_waiting();
                 for (attempt, running) in &mut self.running {
                     running.stopping = true;
                     let kill = Kill::Kill;
@@ -217,6 +250,8 @@ impl Executor {
                 }
             }
         }
+        self.begin_waiting(now);
+        self.send_together(now);
         self.check_drained();
     }
 
@@ -246,6 +281,7 @@ impl Executor {
             };
             self.outputs.push_back(ExecutorOutput::Kill { attempt: attempt.clone(), kill });
         }
+        self.send_together(now);
         for held in self.held.values_mut() {
             if held.spool_at.is_some_and(|at| at <= now.mono) {
                 spool(held, &mut self.outputs);
@@ -260,7 +296,8 @@ impl Executor {
         let heartbeat = self.registered.then_some(self.heartbeat_at);
         let running = self.running.values().flat_map(|r| [r.deadline, r.kill_at]).flatten();
         let held = self.held.values().filter_map(|held| held.spool_at);
-        silence.into_iter().chain(heartbeat).chain(running).chain(held).min()
+        let together = self.together_at;
+        silence.into_iter().chain(heartbeat).chain(running).chain(held).chain(together).min()
     }
 
     /// The next order to the outside.
@@ -274,6 +311,7 @@ impl Executor {
 
     fn say_hello(&mut self, now: Now) {
         (self.connected, self.registered, self.heard) = (true, false, now.mono);
+        self.unsaid.clear();
         let hello = Hello {
             v: SESSION_VERSION,
             executor: self.config.executor.clone(),
@@ -283,9 +321,24 @@ impl Executor {
             load: self.load,
             heartbeat: self.config.heartbeat.into(),
             cgroup: self.config.cgroup.clone(),
-            attempts: self.running.keys().chain(self.held.keys()).cloned().collect(),
+            attempts: self.announced(),
         };
         self.send(ExecutorMessage::Hello(hello));
+    }
+
+    /// Says that an attempt is here no more. A later hello says it by leaving it out.
+    fn send_stopped(&mut self, attempt: AttemptId, unbegun: bool) {
+        let message = ExecutorMessage::Stopped { attempt, unbegun };
+        if self.registered {
+            self.send(message);
+        } else if self.connected {
+            self.unsaid.push(message);
+        }
+    }
+
+    fn announced(&self) -> Vec<AttemptId> {
+        let here = self.running.keys().chain(self.held.keys());
+        here.chain(self.waiting()).cloned().collect()
     }
 
     fn send_heartbeat(&mut self, now: Now) {
@@ -305,6 +358,10 @@ impl Executor {
                 let most = heartbeat_max.map_or(self.config.heartbeat, Span::duration);
                 self.heartbeat = self.config.heartbeat.min(most);
                 self.outputs.push_back(ExecutorOutput::Registered(log));
+                (self.together, self.together_at) = (vec![], None);
+                for message in std::mem::take(&mut self.unsaid) {
+                    self.send(message);
+                }
                 for held in self.held.values() {
                     let message = ExecutorMessage::Result(Box::new(held.message.clone()));
                     self.outputs.push_back(ExecutorOutput::Send(message));
@@ -316,12 +373,20 @@ impl Executor {
                 let reason = format!("the broker refused ({code}): {detail}");
                 self.outputs.push_back(ExecutorOutput::Reconnect { reason });
             }
-            BrokerMessage::Start(order) => self.start(now, order),
+            BrokerMessage::Start(order) => {
+                order.each().into_iter().for_each(|order| self.start(Box::new(order)));
+            }
+            BrokerMessage::Recall => self.hand_back_waiting(),
             BrokerMessage::Stop { attempt, .. } => self.stop(now, attempt),
-            BrokerMessage::Acknowledged { attempt } => {
-                if self.held.remove(&attempt).is_some_and(|held| held.spooled) {
-                    self.outputs.push_back(ExecutorOutput::Unspool(attempt));
-                }
+            BrokerMessage::Acknowledged { attempt, elements: None } => self.forget(attempt),
+            BrokerMessage::Acknowledged { attempt, elements: Some(elements) } => {
+                // Only what is held: a range may say more numbers than there are.
+                let dot = &attempt.dot;
+                let held = self.held.keys().filter(|held| {
+                    held.dot == *dot && held.element.is_some_and(|e| elements.contains(e))
+                });
+                let held: Vec<AttemptId> = held.cloned().collect();
+                held.into_iter().for_each(|attempt| self.forget(attempt));
             }
             BrokerMessage::Heard
             | BrokerMessage::Follow { .. }
@@ -330,18 +395,45 @@ impl Executor {
         }
     }
 
-    fn start(&mut self, now: Now, order: Box<StartOrder>) {
-        let attempt = order.attempt.clone();
-        if self.running.contains_key(&attempt) || self.held.contains_key(&attempt) {
+    fn forget(&mut self, attempt: AttemptId) {
+        if self.held.remove(&attempt).is_some_and(|held| held.spooled) {
+            self.outputs.push_back(ExecutorOutput::Unspool(attempt));
+        }
+    }
+
+    fn start(&mut self, order: Box<StartOrder>) {
+        let attempt = &order.attempt;
+        let here = self.running.contains_key(attempt) || self.held.contains_key(attempt);
+        if here || self.waiting.iter().any(|waiting| waiting.attempt == *attempt) {
             return;
         }
-        if self.draining {
-            self.send(ExecutorMessage::Stopped { attempt });
-            return;
+        if self.draining || self.waiting.len() >= limits::ATTEMPTS_PER_EXECUTOR_MAX {
+            return self.send_stopped(order.attempt, true);
         }
+        self.waiting.push_back(order);
+    }
+
+    /// Begins what there is room for, in order. What needs more than there is at all begins alone.
+    fn begin_waiting(&mut self, now: Now) {
+        while let Some(order) = self.waiting.front() {
+            let (has, needs) = (&self.config.capability, &order.spec.needs);
+            let mut occupied = self.occupied;
+            occupied.add(needs);
+            let fits = occupied.cores <= u64::from(has.slots) && occupied.memory <= has.memory.0;
+            if !fits && !self.running.is_empty() {
+                return;
+            }
+            let Some(order) = self.waiting.pop_front() else { return };
+            self.begin(now, order);
+        }
+    }
+
+    fn begin(&mut self, now: Now, order: Box<StartOrder>) {
         let mut clock = order.clock.clone();
         clock.tick(&self.config.executor.actor());
         let running = Running {
+            since: now.mono,
+            needs: order.spec.needs.clone(),
             job: order.job,
             generation: order.generation,
             clock,
@@ -350,8 +442,23 @@ impl Executor {
             timed_out: false,
             stopping: false,
         };
-        self.running.insert(attempt, running);
+        self.occupied.add(&running.needs);
+        self.running.insert(order.attempt.clone(), running);
         self.outputs.push_back(ExecutorOutput::Run(order));
+    }
+
+    /// Takes an attempt that is over from those that run.
+    fn end(&mut self, attempt: &AttemptId) -> Option<Running> {
+        let running = self.running.remove(attempt)?;
+        self.occupied.remove(&running.needs);
+        Some(running)
+    }
+
+    /// Gives back what has not begun.
+    fn hand_back_waiting(&mut self) {
+        for order in std::mem::take(&mut self.waiting) {
+            self.send_stopped(order.attempt, true);
+        }
     }
 
     fn stop(&mut self, now: Now, attempt: AttemptId) {
@@ -365,18 +472,40 @@ impl Executor {
             Some(_) => {}
             // Its result is on the way, and will be acknowledged.
             None if self.held.contains_key(&attempt) => {}
-            None => self.send(ExecutorMessage::Stopped { attempt }),
+            None => {
+                self.waiting.retain(|waiting| waiting.attempt != attempt);
+                self.send_stopped(attempt, true);
+            }
+        }
+    }
+
+    /// Sends results that were held back: when nothing waits to begin any more, when there are
+    /// many, or when the first has been held back for long enough.
+    fn send_together(&mut self, now: Now) {
+        if self.together.is_empty() || !self.registered {
+            return;
+        }
+        let full = self.together.len() >= limits::RESULTS_TOGETHER_MAX;
+        let due = self.together_at.is_some_and(|at| at <= now.mono);
+        if !full && !due && !self.waiting.is_empty() {
+            return;
+        }
+        self.together_at = None;
+        for attempt in std::mem::take(&mut self.together) {
+            let Some(held) = self.held.get_mut(&attempt) else { continue };
+            if !held.spooled {
+                held.spool_at = Some(now.mono.after(limits::SPOOL_AFTER));
+            }
+            let message = ExecutorMessage::Result(Box::new(held.message.clone()));
+            self.outputs.push_back(ExecutorOutput::Send(message));
         }
     }
 
     fn handle_ended(&mut self, now: Now, attempt: &AttemptId, mut result: JobResult) {
-        let Some(mut running) = self.running.remove(attempt) else { return };
+        let Some(mut running) = self.end(attempt) else { return };
         result.timed_out = running.timed_out;
         if running.stopping && !result.is_success() {
-            if self.registered {
-                self.send(ExecutorMessage::Stopped { attempt: attempt.clone() });
-            }
-            return;
+            return self.send_stopped(attempt.clone(), false);
         }
         running.clock.tick(&self.config.executor.actor());
         let message = ResultMessage {
@@ -385,11 +514,13 @@ impl Executor {
             generation: running.generation,
             result,
             clock: running.clock,
+            took_us: u64::try_from(now.mono.since(running.since).as_micros()).ok(),
         };
         let mut held = Held { message, spooled: false, spool_at: None };
         if self.registered {
-            held.spool_at = Some(now.mono.after(limits::SPOOL_AFTER));
-            self.send(ExecutorMessage::Result(Box::new(held.message.clone())));
+            self.together.push(attempt.clone());
+            let within = now.mono.after(limits::RESULTS_TOGETHER_WITHIN);
+            self.together_at.get_or_insert(within);
         } else {
             spool(&mut held, &mut self.outputs);
         }
@@ -397,18 +528,16 @@ impl Executor {
     }
 
     fn handle_unfit(&mut self, attempt: AttemptId, reason: &str) {
-        if self.running.remove(&attempt).is_none() {
+        if self.end(&attempt).is_none() {
             return;
         }
         self.outputs
             .push_back(ExecutorOutput::Notice(format!("{attempt} is handed back: {reason}")));
-        // In a later session the hello does not name it, which says the same.
-        if self.registered {
-            self.send(ExecutorMessage::Stopped { attempt });
-        }
+        self.send_stopped(attempt, false);
     }
 
     fn spool_all(&mut self) {
+        (self.together, self.together_at) = (vec![], None);
         for held in self.held.values_mut() {
             spool(held, &mut self.outputs);
         }

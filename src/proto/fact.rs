@@ -21,7 +21,8 @@ use crate::proto::clock::Clock;
 use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId};
 use crate::proto::job::JobSpec;
 use crate::proto::limits;
-use crate::proto::result::JobResult;
+use crate::proto::ranges::Ranges;
+use crate::proto::result::{JobResult, Run};
 
 /// The version of the fact format.
 pub const FACT_VERSION: u32 = 1;
@@ -41,6 +42,8 @@ pub struct Fact {
     pub birth: Option<Dot>,
     /// The generation it is about, from 1; 0 where it is about no job.
     pub generation: u32,
+    /// The elements of the job's array that it is about; all of them, or no array, where absent.
+    pub elements: Option<Ranges>,
     /// The writer's wall clock; for people.
     pub at: String,
     /// What happened.
@@ -106,6 +109,10 @@ pub struct Submitted {
     pub spec: Arc<JobSpec>,
     /// How long it is kept after its end, in milliseconds of running time.
     pub retention_ms: u64,
+    /// For a job with a deadline: the running time of the writer's machine since its boot, in
+    /// microseconds. Read only by who writes the same log, and a log ends with the boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began_us: Option<u64>,
 }
 
 /// An attempt begins.
@@ -131,6 +138,10 @@ pub struct Ending {
     /// What could not be proven of its processes, in words; absent where none is left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unproven: Option<String>,
+    /// Whether it had not begun: it was given to its executor ahead of a free slot, and called
+    /// back. It counts as nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unbegun: bool,
 }
 
 /// A result came in.
@@ -142,8 +153,11 @@ pub struct Reported {
     pub executor: ExecutorId,
     /// The digest of its content.
     pub digest: Digest,
-    /// The result.
+    /// The result. Where the fact covers elements, they have it in common but for `runs`.
     pub result: JobResult,
+    /// When and how expensively each element ran, in the order of the elements.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<Run>,
     /// The executor's own history of the job; for drawing, never for decisions.
     #[serde(default, skip_serializing_if = "Clock::is_empty")]
     pub clock: Clock,
@@ -208,6 +222,8 @@ struct RawFact<'a> {
     birth: Option<Dot>,
     #[serde(rename = "gen", default, skip_serializing_if = "is_zero")]
     generation: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    elements: Option<Ranges>,
     #[serde(borrow)]
     kind: std::borrow::Cow<'a, str>,
     at: String,
@@ -291,6 +307,7 @@ impl Fact {
             job: self.job,
             birth: self.birth.clone(),
             generation: self.generation,
+            elements: self.elements.clone(),
             kind: self.body.kind().into(),
             at: self.at.clone(),
             body: &body,
@@ -319,6 +336,7 @@ impl Fact {
             job: raw.job,
             birth: raw.birth,
             generation: raw.generation,
+            elements: raw.elements,
             at: raw.at,
             body,
         };
@@ -329,7 +347,11 @@ impl Fact {
     fn check_members(&self) -> Result<(), FactError> {
         let wrong = |what| Err(FactError::Member(self.dot.clone(), self.body.kind(), what));
         if matches!(self.body, Body::Joined(_)) {
-            return if self.job.is_some() { wrong("job") } else { Ok(()) };
+            let of_a_job = self.job.is_some() || self.elements.is_some();
+            return if of_a_job { wrong("job") } else { Ok(()) };
+        }
+        if self.elements.as_ref().is_some_and(Ranges::is_empty) {
+            return wrong("elements");
         }
         if self.job.is_none() {
             return wrong("job");
@@ -346,8 +368,59 @@ impl Fact {
             Body::Reported(body) if !body.result.stdout.is_consistent() => wrong("stdout"),
             Body::Reported(body) if !body.result.stderr.is_consistent() => wrong("stderr"),
             Body::Reported(body) if body.result.digest() != body.digest => wrong("digest"),
+            Body::Reported(body)
+                if body.runs.len() as u64 != self.elements.as_ref().map_or(0, Ranges::len) =>
+            {
+                wrong("runs")
+            }
+            Body::Submitted(_) if self.elements.is_some() => wrong("elements"),
             _ => Ok(()),
         }
+    }
+}
+
+impl Fact {
+    /// Whether it says something of a task: of an element, or of the job where it is no array.
+    #[must_use]
+    pub fn concerns(&self, element: Option<u64>) -> bool {
+        match (&self.elements, element) {
+            (Some(elements), Some(element)) => elements.contains(element),
+            (Some(_), None) => false,
+            (None, _) => true,
+        }
+    }
+
+    /// The attempt that it says something of, by the fact that deployed it: that one itself, and
+    /// what became of it.
+    #[must_use]
+    pub fn lease(&self) -> Option<&Dot> {
+        match &self.body {
+            Body::Deployed(_) => Some(&self.dot),
+            Body::Lost(body) | Body::Revoked(body) => Some(&body.attempt.dot),
+            Body::Reported(body) => Some(&body.attempt.dot),
+            Body::Accepted(body) => Some(&body.attempt.dot),
+            Body::Joined(_)
+            | Body::Submitted(_)
+            | Body::Cancelled(_)
+            | Body::Rerun(_)
+            | Body::Parked(_)
+            | Body::Expired(_)
+            | Body::Skipped(_) => None,
+        }
+    }
+
+    /// What it reports of one task, where it reports anything.
+    #[must_use]
+    pub fn report(&self, element: Option<u64>) -> Option<Arc<Reported>> {
+        let Body::Reported(body) = &self.body else { return None };
+        let (Some(elements), Some(element)) = (&self.elements, element) else {
+            return Some(Arc::clone(body));
+        };
+        let before = elements.within(0, element).len().checked_sub(1)?;
+        let run = body.runs.get(usize::try_from(before).ok()?)?;
+        let attempt = AttemptId::new(body.attempt.dot.clone(), Some(element));
+        let result = body.result.of_run(run);
+        Some(Arc::new(Reported { attempt, result, runs: vec![], ..(**body).clone() }))
     }
 }
 

@@ -8,24 +8,37 @@
 //! The outcome of a generation is its greatest accept if it has any, whatever ends are concurrent;
 //! else cancelled, else expired, else skipped. An end ends its own generation and every greater
 //! one g, unless a rerun of a generation up to g knew of it.
+//! All of this holds of a job that is no array, and of each element of one (`array`): an element
+//! is folded from the facts that concern it, as if it were a job of its own.
 //! Source: design section 4; observed-remove sets, Shapiro et al. 2011, for "unless it knew".
 
+mod array;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::proto::arbitrate;
 use crate::proto::clock::Clock;
 use crate::proto::fact::{Accepted, Body, Deployed, Fact, Reported, Submitted};
 use crate::proto::id::{AttemptId, Dot, JobId};
+use crate::proto::ranges::Ranges;
 use crate::proto::result::JobResult;
 use crate::proto::view::{AttemptView, JobRow, JobState};
 
-/// The facts held about one job.
+use array::Array;
+
+/// The facts held about one job, or about one element of an array's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JobFacts {
     /// Sorted by dot.
     facts: Vec<Arc<Fact>>,
     /// For each log the highest seq of its facts held here.
     clock: Clock,
+    /// The facts by element, where the job is an array.
+    array: Option<Box<Array>>,
+    /// The element whose facts these are, where they are a part of an array's.
+    element: Option<u64>,
 }
 
 /// How one attempt stands.
@@ -59,7 +72,7 @@ pub struct Tries {
     pub failed: u32,
     /// Attempts whose executor was lost.
     pub lost: u32,
-    /// Attempts that were handed back or stopped.
+    /// Attempts that were handed back or stopped after they had begun.
     pub revoked: u32,
 }
 
@@ -91,10 +104,67 @@ impl JobFacts {
             Ok(_) => false,
             Err(at) => {
                 self.clock.raise_to(&fact.dot);
-                self.facts.insert(at, fact);
+                self.facts.insert(at, Arc::clone(&fact));
+                self.insert_by_element(&fact);
                 true
             }
         }
+    }
+
+    fn insert_by_element(&mut self, fact: &Arc<Fact>) {
+        let is_array = match &fact.body {
+            Body::Submitted(body) => body.spec.array.is_some(),
+            _ => fact.elements.is_some(),
+        };
+        if let Some(array) = &mut self.array {
+            array.insert(fact);
+            array.refresh(fact.elements.as_ref());
+        } else if is_array {
+            let array = self.array.insert(Box::default());
+            self.facts.iter().for_each(|fact| array.insert(fact));
+            array.refresh(None);
+        }
+    }
+
+    fn of_element(facts: Vec<Arc<Fact>>, element: u64) -> Self {
+        Self { facts, clock: Clock::new(), array: None, element: Some(element) }
+    }
+
+    /// The elements, where the job is an array and its submission is held.
+    #[must_use]
+    pub fn elements(&self) -> Option<&Ranges> {
+        self.array.as_ref()?;
+        self.submitted().and_then(|(_, submitted)| submitted.spec.array.as_ref())
+    }
+
+    /// The elements in each state, where the job is an array.
+    #[must_use]
+    pub fn states(&self) -> Option<&BTreeMap<JobState, Ranges>> {
+        self.array.as_ref().map(|array| array.states())
+    }
+
+    /// Parts elements of an array so that all of one part have the same facts; first and last
+    /// number of each.
+    #[must_use]
+    pub fn parts(&self, elements: &Ranges) -> Vec<(u64, u64)> {
+        self.array.as_ref().map_or_else(Vec::new, |array| array.parts(elements))
+    }
+
+    /// The facts of one task, with which all that follows here can be asked; the clock stays the
+    /// job's.
+    #[must_use]
+    pub fn task(&self, element: Option<u64>) -> Cow<'_, Self> {
+        match (element, &self.array) {
+            (Some(element), Some(array)) => Cow::Owned(array.view(element)),
+            (Some(element), None) => Cow::Owned(Self::of_element(vec![], element)),
+            (None, _) => Cow::Borrowed(self),
+        }
+    }
+
+    /// The attempt of this task that a fact deployed.
+    #[must_use]
+    pub fn attempt_id(&self, deployed: &Fact) -> AttemptId {
+        AttemptId::new(deployed.dot.clone(), self.element)
     }
 
     /// The facts in order of their dots.
@@ -118,6 +188,9 @@ impl JobFacts {
     /// The submission with the least dot, which names the job's birth and its spec.
     #[must_use]
     pub fn submitted(&self) -> Option<(&Fact, &Submitted)> {
+        if let Some(array) = &self.array {
+            return array.submitted();
+        }
         self.facts.iter().find_map(|fact| match &fact.body {
             Body::Submitted(body) => Some((&**fact, body)),
             _ => None,
@@ -133,6 +206,9 @@ impl JobFacts {
     /// The current generation: the greatest that any submission or rerun opened.
     #[must_use]
     pub fn generation(&self) -> u32 {
+        if let Some(array) = &self.array {
+            return array.generation();
+        }
         let opened = self.facts.iter().filter(|fact| matches!(fact.body, Body::Rerun(_)));
         opened.map(|fact| fact.generation).max().unwrap_or(1)
     }
@@ -164,7 +240,7 @@ impl JobFacts {
     /// The fact that deployed an attempt.
     #[must_use]
     pub fn attempt(&self, attempt: &AttemptId) -> Option<(&Fact, &Deployed)> {
-        match self.get(&attempt.0).map(|fact| (&**fact, &fact.body)) {
+        match self.get(&attempt.dot).map(|fact| (&**fact, &fact.body)) {
             Some((fact, Body::Deployed(body))) => Some((fact, body)),
             _ => None,
         }
@@ -213,11 +289,11 @@ impl JobFacts {
         let (mut lost, mut revoked) = (None, None);
         for fact in &self.facts {
             match &fact.body {
-                Body::Reported(body) if body.attempt.0 == attempt.dot => return Attempt::Ended,
-                Body::Lost(body) if body.attempt.0 == attempt.dot => {
+                Body::Reported(body) if body.attempt.dot == attempt.dot => return Attempt::Ended,
+                Body::Lost(body) if body.attempt.dot == attempt.dot => {
                     lost = lost.or(Some(body.reason.as_str()));
                 }
-                Body::Revoked(body) if body.attempt.0 == attempt.dot => {
+                Body::Revoked(body) if body.attempt.dot == attempt.dot => {
                     revoked = revoked.or(Some(body.reason.as_str()));
                 }
                 _ => {}
@@ -245,6 +321,9 @@ impl JobFacts {
     /// Where the job stands; nothing while no submission is held.
     #[must_use]
     pub fn state(&self) -> Option<JobState> {
+        if let Some(array) = &self.array {
+            return array.state();
+        }
         self.submitted()?;
         let generation = self.generation();
         if let Some((_, accepted)) = self.winner(generation) {
@@ -296,7 +375,18 @@ impl JobFacts {
         }
         let fence = self.deployed().map(|(_, body)| body.fence).max().unwrap_or(0) + 1;
         let revoked = count(|standing| matches!(standing, Attempt::Revoked(_)));
+        let unbegun = of_generation().filter(|(fact, _)| self.is_unbegun(fact)).count();
+        let revoked = revoked.saturating_sub(u32::try_from(unbegun).unwrap_or(u32::MAX));
         Step::Deploy { fence, tries: Tries { failed, lost, revoked } }
+    }
+
+    /// Whether an attempt was called back before it had begun.
+    fn is_unbegun(&self, attempt: &Fact) -> bool {
+        let said = |fact: &&Arc<Fact>| match &fact.body {
+            Body::Revoked(body) => body.unbegun && body.attempt.dot == attempt.dot,
+            _ => false,
+        };
+        matches!(self.standing(attempt), Attempt::Revoked(_)) && self.facts.iter().any(|f| said(&f))
     }
 
     /// The report that would win if all of this generation with this success were accepted.
@@ -324,7 +414,7 @@ impl JobFacts {
                 Attempt::Revoked(reason) => ("revoked", Some(reason.to_owned())),
             };
             AttemptView {
-                attempt: AttemptId(fact.dot.clone()),
+                attempt: self.attempt_id(fact),
                 generation: fact.generation,
                 executor: body.executor.clone(),
                 fence: body.fence,
@@ -341,7 +431,7 @@ impl JobFacts {
     /// What could not be proven of a lost attempt's processes.
     fn unproven(&self, deployed: &Fact) -> Option<String> {
         self.facts.iter().find_map(|fact| match &fact.body {
-            Body::Lost(body) if body.attempt.0 == deployed.dot => body.unproven.clone(),
+            Body::Lost(body) if body.attempt.dot == deployed.dot => body.unproven.clone(),
             _ => None,
         })
     }
@@ -355,7 +445,10 @@ impl JobFacts {
             birth: self.birth().cloned(),
             generation,
             state: self.state(),
-            digest: self.winner(generation).map(|(_, accepted)| accepted.digest),
+            digest: match &self.array {
+                Some(_) => None,
+                None => self.winner(generation).map(|(_, accepted)| accepted.digest),
+            },
         }
     }
 
@@ -373,6 +466,9 @@ impl JobFacts {
                 })),
                 ..(**held).clone()
             });
+            if let Some(array) = &mut self.array {
+                array.replace(&self.facts[at]);
+            }
         }
     }
 }

@@ -29,8 +29,8 @@ pub enum IdError {
     /// A digest is not 64 lower-case hexadecimal digits. Nothing changed.
     #[error("{0:?} is no digest: 64 lower-case hexadecimal digits are expected")]
     Digest(String),
-    /// An attempt is not written as `LOG.SEQ`. Nothing changed.
-    #[error("{0:?} is no attempt: LOG.SEQ is expected")]
+    /// An attempt is not written as `LOG.SEQ` or `LOG.SEQ:ELEMENT`. Nothing changed.
+    #[error("{0:?} is no attempt: LOG.SEQ or LOG.SEQ:ELEMENT is expected")]
     Attempt(String),
 }
 
@@ -147,13 +147,38 @@ impl<'de> Deserialize<'de> for Dot {
     }
 }
 
-/// One execution of a job: the dot of its `deployed` fact. Text: `LOG.SEQ`; JSON as a dot.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct AttemptId(pub Dot);
+/// One execution of a job: the dot of its `deployed` fact, and of an array's job the element that
+/// runs, as one such fact may deploy many. Text: `LOG.SEQ` or `LOG.SEQ:ELEMENT`; JSON: as a dot,
+/// with the element as a third number.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptId {
+    /// The fact that deployed it.
+    pub dot: Dot,
+    /// The element that runs; nothing where the job is no array. In a fact that covers elements by
+    /// its own member it is left out.
+    pub element: Option<u64>,
+}
+
+impl From<Dot> for AttemptId {
+    fn from(dot: Dot) -> Self {
+        Self { dot, element: None }
+    }
+}
+
+impl AttemptId {
+    /// The attempt at one element that a fact deployed.
+    #[must_use]
+    pub const fn new(dot: Dot, element: Option<u64>) -> Self {
+        Self { dot, element }
+    }
+}
 
 impl fmt::Display for AttemptId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match self.element {
+            Some(element) => write!(f, "{}:{element}", self.dot),
+            None => self.dot.fmt(f),
+        }
     }
 }
 
@@ -161,9 +186,114 @@ impl FromStr for AttemptId {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
         let bad = || IdError::Attempt(text.chars().take(limits::NAME_BYTES_MAX * 2).collect());
-        let (log, seq) = text.rsplit_once('.').ok_or_else(bad)?;
+        let (log, rest) = text.rsplit_once('.').ok_or_else(bad)?;
+        let (seq, element) = match rest.split_once(':') {
+            Some((seq, element)) => (seq, Some(element.parse().map_err(|_| bad())?)),
+            None => (rest, None),
+        };
         let seq = seq.parse().map_err(|_| bad())?;
-        Ok(Self(Dot { log: log.parse().map_err(|_| bad())?, seq }))
+        Ok(Self { dot: Dot { log: log.parse().map_err(|_| bad())?, seq }, element })
+    }
+}
+
+impl Serialize for AttemptId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.element {
+            Some(element) => (&self.dot.log, self.dot.seq, element).serialize(serializer),
+            None => self.dot.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AttemptId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AttemptVisitor;
+
+        impl<'de> serde::de::Visitor<'de> for AttemptVisitor {
+            type Value = AttemptId;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(r#"an attempt, as in ["north-7f3a51c2",41] or with an element"#)
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut seq: A,
+            ) -> Result<AttemptId, A::Error> {
+                use serde::de::Error;
+                let log = seq.next_element()?.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+                let number: u64 =
+                    seq.next_element()?.ok_or_else(|| A::Error::invalid_length(1, &self))?;
+                let element: Option<u64> = seq.next_element()?;
+                if !(1..=limits::COUNTER_MAX).contains(&number)
+                    || element.is_some_and(|element| element > limits::COUNTER_MAX)
+                {
+                    return Err(A::Error::custom(
+                        "an attempt's numbers are below 2^53, its seq from 1",
+                    ));
+                }
+                Ok(AttemptId { dot: Dot { log, seq: number }, element })
+            }
+        }
+
+        deserializer.deserialize_seq(AttemptVisitor)
+    }
+}
+
+/// What attempts are made of: a job, or one element of an array's job. Text: `JOB` or
+/// `JOB/ELEMENT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskId {
+    /// The job.
+    pub job: JobId,
+    /// The element; nothing where the job is no array.
+    pub element: Option<u64>,
+}
+
+impl From<JobId> for TaskId {
+    fn from(job: JobId) -> Self {
+        Self { job, element: None }
+    }
+}
+
+impl TaskId {
+    /// The task of a job that an attempt is made at.
+    #[must_use]
+    pub const fn new(job: JobId, element: Option<u64>) -> Self {
+        Self { job, element }
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let Some((job, element)) = text.split_once('/') else {
+            return text.parse().map(|job: JobId| job.into());
+        };
+        let bad = |_| IdError::Job(text.chars().take(limits::NAME_BYTES_MAX).collect());
+        Ok(Self { job: job.parse()?, element: Some(element.parse().map_err(bad)?) })
+    }
+}
+
+impl Serialize for TaskId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TaskId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.element {
+            Some(element) => write!(f, "{}/{element}", self.job),
+            None => self.job.fmt(f),
+        }
     }
 }
 

@@ -3,7 +3,12 @@
 //! Pure. The JSON has a fixed field order and leaves out what is default, so that equal specs
 //! have equal bytes and so one digest. Unknown fields are errors that name the nearest known one.
 
+mod array;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -12,6 +17,7 @@ use crate::proto::content::{Content, Input, Module, check_path};
 use crate::proto::id::{Digest, JobId};
 use crate::proto::limits;
 use crate::proto::precedence::Precedence;
+use crate::proto::ranges::Ranges;
 use crate::proto::text::Text;
 use crate::proto::unique;
 use crate::proto::units::Span;
@@ -63,6 +69,13 @@ pub struct JobSpec {
     /// How long one attempt may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
+    /// How long after the submission (or a rerun) the job may still begin, in running time of the
+    /// broker's machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Span>,
+    /// What becomes of an attempt that is under way when the deadline is over.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub after_deadline: AfterDeadline,
     /// Executors that the job may take down before it is parked.
     #[serde(default = "max_lost", skip_serializing_if = "is_max_lost")]
     pub max_lost: u32,
@@ -72,6 +85,16 @@ pub struct JobSpec {
     /// A name for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The numbers of the elements, where the job is an array: it runs once for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub array: Option<Ranges>,
+    /// What the elements stand for, one text for each in the order of their numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<Text>,
+    /// The text in arguments in whose place an element's item stands, or its number where there
+    /// are no items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placeholder: Option<String>,
 }
 
 impl Serialize for JobSpec {
@@ -101,6 +124,35 @@ impl<'de> Deserialize<'de> for JobSpec {
         }
 
         deserializer.deserialize_map(SpecVisitor)
+    }
+}
+
+/// What becomes of an attempt that is under way when its job's deadline is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", try_from = "String")]
+pub enum AfterDeadline {
+    /// It goes on and its result counts; the job is not tried again.
+    #[default]
+    Finish,
+    /// It is stopped at once.
+    Stop,
+}
+
+impl FromStr for AfterDeadline {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "finish" => Ok(Self::Finish),
+            "stop" => Ok(Self::Stop),
+            other => Err(format!("field `after_deadline`: {other:?} is neither finish nor stop")),
+        }
+    }
+}
+
+impl TryFrom<String> for AfterDeadline {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 
@@ -153,7 +205,7 @@ pub enum SpecError {
 }
 
 /// The fields of a spec and of what it contains.
-const FIELDS: [&str; 28] = [
+const FIELDS: [&str; 33] = [
     "command",
     "wasm",
     "args",
@@ -167,9 +219,14 @@ const FIELDS: [&str; 28] = [
     "after",
     "retries",
     "timeout",
+    "deadline",
+    "after_deadline",
     "max_lost",
     "key",
     "name",
+    "array",
+    "items",
+    "placeholder",
     "cores",
     "memory",
     "disk",
@@ -228,9 +285,14 @@ impl JobSpec {
             after: vec![],
             retries: 0,
             timeout: None,
+            deadline: None,
+            after_deadline: AfterDeadline::default(),
             max_lost: max_lost(),
             key: None,
             name: None,
+            array: None,
+            items: vec![],
+            placeholder: None,
         }
     }
 
@@ -308,6 +370,7 @@ impl JobSpec {
     fn validate_where(&self, local: bool) -> Result<(), SpecError> {
         self.validate_program(local)?;
         self.validate_files(local)?;
+        self.validate_array(local)?;
         let wrong = |field, problem: String| Err(SpecError::Field { field, problem });
         if !(1..=limits::CORES_MAX).contains(&self.needs.cores) {
             return wrong("needs", format!("cores must be from 1 to {}", limits::CORES_MAX));
@@ -326,6 +389,12 @@ impl JobSpec {
         }
         if self.timeout.is_some_and(|span| span.duration().is_zero()) {
             return wrong("timeout", "must be longer than nothing".into());
+        }
+        if self.deadline.is_some_and(|span| span.duration().is_zero()) {
+            return wrong("deadline", "must be longer than nothing".into());
+        }
+        if self.deadline.is_none() && self.after_deadline != AfterDeadline::default() {
+            return wrong("after_deadline", "goes with `deadline`, which is not given".into());
         }
         if self.max_lost == 0 {
             return wrong("max_lost", "must be at least 1".into());
@@ -446,82 +515,4 @@ fn check_texts<'a>(
         return Err(SpecError::Field { field, problem });
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_spec_round_trips_and_leaves_defaults_out() {
-        let spec = JobSpec::command(vec!["date".into()]);
-        assert_eq!(spec.to_json(), r#"{"command":["date"]}"#);
-        assert_eq!(JobSpec::from_json(&spec.to_json()), Ok(spec));
-    }
-
-    #[test]
-    fn an_unknown_field_is_named_with_the_nearest_known_one() {
-        let said = |text: &str| JobSpec::from_json(text).expect_err(text).to_string();
-        let text = said(r#"{"comand":["date"]}"#);
-        assert_eq!(text, "unknown field `comand`, did you mean `command`?");
-        let text = said(r#"{"command":["date"],"needs":{"core":2}}"#);
-        assert_eq!(text, "unknown field `core`, did you mean `cores`?");
-        assert_eq!(said(r#"{"command":["a"],"zzzzzz":1}"#), "unknown field `zzzzzz`");
-        let text = said(r#"[["echo","seq"]]"#);
-        assert!(text.contains("a job as a JSON object"), "{text}");
-    }
-
-    #[test]
-    fn of_the_executors_variables_only_item_and_index_may_be_given() {
-        let mut spec = JobSpec::command(vec!["date".into()]);
-        spec.env.insert(ITEM_ENV.into(), "a line".into());
-        spec.env.insert(INDEX_ENV.into(), "1".into());
-        assert_eq!(spec.validate(), Ok(()));
-        spec.env.insert("UCP_JOB_ITEMS".into(), "x".into());
-        assert!(spec.validate().is_err());
-    }
-
-    #[test]
-    fn a_module_and_files_round_trip_in_the_canonical_form() {
-        let digest = Digest::of(b"a");
-        let text = format!(
-            r#"{{"wasm":{{"text":"(module)","name":"a.wat"}},"args":["x"],"inputs":{{"in/a":{{"blob":"{digest}"}},"run":{{"text":"b","executable":true}}}},"outputs":["out/*.csv"],"dirs":["out"]}}"#
-        );
-        let spec = JobSpec::from_json(&text).expect("a spec");
-        assert_eq!(spec.to_json(), text);
-        assert_eq!(spec.kind(), Kind::Wasm);
-        assert_eq!(spec.command_line(), "a.wat x");
-        assert_eq!(spec.blobs().collect::<Vec<_>>(), [digest]);
-        let local = r#"{"command":["a"],"inputs":{"b":{"file":"c"}}}"#;
-        let local: JobSpec = serde_json::from_str(local).expect("JSON");
-        assert_eq!(local.validate_local(), Ok(()));
-    }
-
-    #[test]
-    fn values_out_of_bounds_name_their_field() {
-        for (text, field) in [
-            (r#"{"command":[]}"#, "command"),
-            (r#"{"command":["a\u0000b"]}"#, "command"),
-            (r#"{"command":["a"],"env":{"A=B":"c"}}"#, "env"),
-            (r#"{"command":["a"],"env":{"UCP_JOB_ID":"c"}}"#, "env"),
-            (r#"{"command":["a"],"needs":{"cores":0}}"#, "needs"),
-            (r#"{"command":["a"],"timeout":"0s"}"#, "timeout"),
-            (r#"{"command":["a"],"key":""}"#, "key"),
-            (r#"{"command":["a"],"stdin":{"base64":"!"}}"#, "stdin"),
-            (r#"{"command":["a"],"max_lost":0}"#, "max_lost"),
-            (r#"{"name":"a"}"#, "command"),
-            (r#"{"command":["a"],"args":["b"]}"#, "args"),
-            (r#"{"command":["a"],"wasm":{"text":"(module)"}}"#, "wasm"),
-            (r#"{"wasm":{"file":"a.wasm"}}"#, "wasm"),
-            (r#"{"wasm":{"text":""},"args":[{"base64":"/w=="}]}"#, "wasm"),
-            (r#"{"command":["a"],"inputs":{"../b":{"text":""}}}"#, "inputs"),
-            (r#"{"command":["a"],"inputs":{"b":{"text":""},"b/c":{"text":""}}}"#, "inputs"),
-            (r#"{"command":["a"],"inputs":{"b":{"file":"c"}}}"#, "inputs"),
-            (r#"{"command":["a"],"outputs":["/etc"]}"#, "outputs"),
-            (r#"{"command":["a"],"dirs":["b/"]}"#, "dirs"),
-        ] {
-            let said = JobSpec::from_json(text).expect_err(text).to_string();
-            assert!(said.starts_with(&format!("field `{field}`")), "{text}: {said}");
-        }
-    }
 }

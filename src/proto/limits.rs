@@ -25,6 +25,17 @@ pub const SPEC_BYTES_MAX: usize = 2 << 20;
 pub const COMMAND_ARGS_MAX: usize = 65_536;
 /// Bytes of one argument or environment variable: the kernel's MAX_ARG_STRLEN less the end mark.
 pub const ARG_BYTES_MAX: usize = 131_071;
+/// Elements of one array.
+pub const ARRAY_ELEMENTS_MAX: u64 = 10_000_000;
+/// Runs of numbers in the elements of one array.
+pub const ARRAY_RUNS_MAX: usize = 10_000;
+/// Items of one array that are part of its spec.
+pub const ARRAY_ITEMS_MAX: usize = 10_000;
+/// Lines of `--each` that go together as one array. A line waits for no other: it goes with those
+/// that are there.
+pub const CHUNK_LINES_MAX: usize = 1000;
+/// Elements that one fact deploys.
+pub const LEASE_ELEMENTS_MAX: u64 = 256;
 /// Jobs that one job may wait for with `after`.
 pub const AFTER_MAX: usize = 1_000;
 /// Labels that a job may need or an executor may have.
@@ -136,6 +147,10 @@ pub const WASM_ERROR_BYTES_MAX: usize = 4 << 10;
 pub const RESULT_CACHE_BYTES_MAX: usize = 32 << 20;
 /// Jobs that a broker takes before it answers "queue full", unless a flag says otherwise.
 pub const QUEUED_MAX_DEFAULT: u64 = 10_000_000;
+/// How often a supervisor is told at the most how a daemon stands: for people who look.
+pub const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// Listening sockets that a supervisor may hand over: a few addresses of each kind.
+pub const INHERITED_SOCKETS_MAX: usize = 64;
 /// Facts written by one drain of the core: bounds the size of a transaction.
 pub const FACTS_PER_BATCH_MAX: usize = 10_000;
 /// Inputs that the loop hands to the core before it drains the outputs.
@@ -174,6 +189,12 @@ pub const ATTEMPTS_PER_EXECUTOR_MAX: usize = 100_000;
 pub const UNFINISHED_PER_CLIENT_MAX: usize = 20_000;
 /// Bytes of lines that a client holds as they may have to be sent again.
 pub const UNFINISHED_BYTES_MAX: usize = 64 << 20;
+/// With `--keep-order`: lines that were read and whose results are not printed, before no more are
+/// read.
+pub const ORDERED_AHEAD_MAX: usize = 10_000;
+/// Bytes of results that wait for an earlier one before no more lines are read; what is under way
+/// then may still add to them.
+pub const ORDERED_BYTES_MAX: usize = 64 << 20;
 /// Result lines that a client holds for a reader that is slow.
 pub const OUTGOING_BYTES_MAX: usize = 1 << 20;
 /// Bytes of the path of a Unix socket: what the kernel's `sun_path` holds, less the end mark.
@@ -220,6 +241,16 @@ pub const SESSION_UNSENT_BYTES_MAX: usize = 256 << 20;
 pub const DISK_THREADS_MAX: usize = 4;
 /// Bytes of the head of an HTTP message.
 pub const HTTP_HEAD_BYTES_MAX: usize = 64 << 10;
+/// Events that wait for those who read them, together: what a reader may be behind before it
+/// misses some; a few MiB.
+pub const EVENTS_HELD_MAX: usize = 16_384;
+/// Readers of events at one time.
+pub const EVENT_READERS_MAX: usize = 256;
+/// How long the core may take to answer when it is asked whether it is well, and a commit before
+/// the store counts as hanging.
+pub const HEALTH_WITHIN: Duration = Duration::from_secs(5);
+/// How long the count of a broker's blobs is used before they are counted again.
+pub const BLOBS_COUNTED_EVERY: Duration = Duration::from_secs(30);
 /// Rows of one listing, unless more are asked for.
 pub const LIST_ROWS_DEFAULT: usize = 1_000;
 /// Rows of one listing at the most.
@@ -230,6 +261,8 @@ pub const OUTPUT_CHUNK_BYTES: usize = 64 << 10;
 pub const OUTPUT_WINDOW_BYTES: u64 = 1 << 20;
 /// Followers of one executor's live output at one time.
 pub const FOLLOWERS_PER_EXECUTOR_MAX: usize = 1_024;
+/// Runs of numbers that are shown of an array's elements in one state.
+pub const RUNS_SHOWN_MAX: usize = 100;
 /// Reasons kept with a parked job.
 pub const REASONS_MAX: usize = 16;
 
@@ -278,6 +311,18 @@ pub const SPOOL_AFTER: Duration = Duration::from_millis(20);
 pub const REJOIN_PAUSE_FIRST: Duration = Duration::from_millis(50);
 /// The longest pause before an executor tries again, so that a broker that came back soon has it.
 pub const REJOIN_PAUSE_MAX: Duration = Duration::from_millis(250);
+/// So long an executor is kept busy by the attempts that it is given ahead of its free slots.
+pub const AHEAD_SPAN: Duration = Duration::from_millis(100);
+/// Slots' worth of attempts that an executor is given ahead of its free slots.
+pub const AHEAD_MAX: u64 = 512;
+/// Without any result for so long, attempts that did not begin are called back.
+pub const RECALL_AFTER: Duration = Duration::from_millis(250);
+/// Results that an executor holds back to send them together, while it has more to run.
+pub const RESULTS_TOGETHER_MAX: usize = 256;
+/// So long it holds them back.
+pub const RESULTS_TOGETHER_WITHIN: Duration = Duration::from_millis(20);
+/// Ends of an array's elements that are told to a client before it took any.
+pub const ELEMENTS_TOLD_MAX: usize = 4_096;
 /// How long an executor is left alone that handed an attempt back while it goes on.
 pub const AVOID_AFTER_HAND_BACK: Duration = Duration::from_millis(500);
 /// Descriptors that an executor needs beside those of its jobs.

@@ -11,7 +11,10 @@ use crate::proto::capability::{Capability, Load};
 use crate::proto::clock::Clock;
 use crate::proto::id::{AttemptId, ExecutorId, Incarnation, JobId, LogId};
 use crate::proto::job::JobSpec;
+use crate::proto::limits;
+use crate::proto::ranges::Ranges;
 use crate::proto::result::JobResult;
+use crate::proto::text::Text;
 use crate::proto::units::Span;
 
 /// The version of the session's messages.
@@ -37,6 +40,9 @@ pub enum ExecutorMessage {
     Stopped {
         /// Which.
         attempt: AttemptId,
+        /// Whether it had not even begun.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unbegun: bool,
     },
     /// A piece of live output.
     Output(OutputChunk),
@@ -85,6 +91,9 @@ pub struct ResultMessage {
     pub result: JobResult,
     /// The executor's history of the job.
     pub clock: Clock,
+    /// How long it ran, in microseconds by the executor's monotonic clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_us: Option<u64>,
 }
 
 /// A piece of live output for one follower.
@@ -141,9 +150,14 @@ pub enum BrokerMessage {
     },
     /// The attempt's result is durable here; the executor may forget it.
     Acknowledged {
-        /// Which.
+        /// Which; of an array's job the deployment.
         attempt: AttemptId,
+        /// At which elements of an array.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        elements: Option<Ranges>,
     },
+    /// Hand back what has not begun.
+    Recall,
     /// The answer to a heartbeat.
     Heard,
     /// Send this attempt's output as it comes.
@@ -191,12 +205,34 @@ pub struct StartOrder {
     pub clock: Clock,
     /// What to run.
     pub spec: Arc<JobSpec>,
+    /// The elements to run it for, where the job is an array: an attempt for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elements: Option<Ranges>,
+    /// What those elements stand for, in their order, where the array has items.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<Text>,
 }
 
 impl StartOrder {
+    /// The orders for each element by itself; the order as it is where the job is no array.
+    #[must_use]
+    pub fn each(self) -> Vec<Self> {
+        let Some(elements) = &self.elements else { return vec![self] };
+        let order = |(at, element): (usize, u64)| Self {
+            attempt: AttemptId::new(self.attempt.dot.clone(), Some(element)),
+            spec: Arc::new(self.spec.element(element, self.items.get(at))),
+            elements: None,
+            items: vec![],
+            clock: self.clock.clone(),
+            ..self
+        };
+        let most = usize::try_from(limits::LEASE_ELEMENTS_MAX).unwrap_or(usize::MAX);
+        elements.iter().take(most).enumerate().map(order).collect()
+    }
+
     /// The fencing token that the job sees: fixed-width `FENCE.LOG.SEQ`, compared as a string.
     #[must_use]
     pub fn fencing_token(&self) -> String {
-        format!("{:016}.{}.{:016}", self.fence, self.attempt.0.log, self.attempt.0.seq)
+        format!("{:016}.{}.{:016}", self.fence, self.attempt.dot.log, self.attempt.dot.seq)
     }
 }

@@ -23,6 +23,7 @@ pub mod limits;
 pub mod log;
 pub mod message;
 pub mod precedence;
+pub mod ranges;
 pub mod result;
 pub mod rng;
 pub mod schedule;

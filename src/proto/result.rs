@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::proto::id::Digest;
 use crate::proto::isolation::{self, Isolation};
 use crate::proto::limits;
+use crate::proto::time::WallTime;
 use crate::proto::unique;
 
 /// What a job wrote to one of its streams.
@@ -112,6 +113,33 @@ pub struct OutputFile {
     pub executable: bool,
 }
 
+/// When one of several elements with the same result ran, and what it used. JSON: a list of four
+/// numbers in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "[u64; 4]", into = "[u64; 4]")]
+pub struct Run {
+    /// Milliseconds from the result's `started_at` to the start of this run.
+    pub begun_ms: u64,
+    /// Milliseconds that it took.
+    pub took_ms: u64,
+    /// CPU time in microseconds.
+    pub cpu_us: u64,
+    /// The largest resident set in bytes.
+    pub memory_max: u64,
+}
+
+impl From<[u64; 4]> for Run {
+    fn from([begun_ms, took_ms, cpu_us, memory_max]: [u64; 4]) -> Self {
+        Self { begun_ms, took_ms, cpu_us, memory_max }
+    }
+}
+
+impl From<Run> for [u64; 4] {
+    fn from(run: Run) -> Self {
+        [run.begun_ms, run.took_ms, run.cpu_us, run.memory_max]
+    }
+}
+
 /// What came of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct JobResult {
@@ -198,5 +226,62 @@ impl JobResult {
     #[must_use]
     pub fn inline_bytes(&self) -> usize {
         self.stdout.inline_bytes() + self.stderr.inline_bytes()
+    }
+
+    /// Brings results that differ only in when they ran, and how expensively, into one; nothing
+    /// where they differ in more, or their times are no times of ours.
+    #[must_use]
+    pub fn merge_runs(results: &[&Self]) -> Option<(Self, Vec<Run>)> {
+        let (first, others) = results.split_first()?;
+        let plain = first.without_run();
+        if others.iter().any(|other| other.without_run() != plain) {
+            return None;
+        }
+        let times: Option<Vec<_>> = results
+            .iter()
+            .map(|result| {
+                let started = WallTime::parse(&result.started_at)?;
+                Some((started.0, WallTime::parse(&result.ended_at)?.0.max(started.0)))
+            })
+            .collect();
+        let times = times?;
+        let start = times.iter().map(|(started, _)| *started).min()?;
+        let end = times.iter().map(|(_, ended)| *ended).max()?;
+        let runs = results.iter().zip(&times).map(|(result, (started, ended))| Run {
+            begun_ms: started - start,
+            took_ms: ended - started,
+            cpu_us: result.cpu_us,
+            memory_max: result.memory_max,
+        });
+        let started_at = WallTime(start).to_string();
+        let ended_at = WallTime(end).to_string();
+        Some((Self { started_at, ended_at, ..plain }, runs.collect()))
+    }
+
+    /// When it ran and what it used, as far as its times are times of ours.
+    #[must_use]
+    pub fn run(&self) -> Run {
+        let time = |text: &str| WallTime::parse(text).unwrap_or_default().0;
+        let took_ms = time(&self.ended_at).saturating_sub(time(&self.started_at));
+        Run { begun_ms: 0, took_ms, cpu_us: self.cpu_us, memory_max: self.memory_max }
+    }
+
+    fn without_run(&self) -> Self {
+        let (started_at, ended_at) = (String::new(), String::new());
+        Self { started_at, ended_at, cpu_us: 0, memory_max: 0, ..self.clone() }
+    }
+
+    /// The result of one of the runs that were brought into this one.
+    #[must_use]
+    pub fn of_run(&self, run: &Run) -> Self {
+        let start = WallTime::parse(&self.started_at).unwrap_or_default().0;
+        let begun = start.saturating_add(run.begun_ms);
+        Self {
+            started_at: WallTime(begun).to_string(),
+            ended_at: WallTime(begun.saturating_add(run.took_ms)).to_string(),
+            cpu_us: run.cpu_us,
+            memory_max: run.memory_max,
+            ..self.clone()
+        }
     }
 }

@@ -31,6 +31,40 @@ pub struct WallTime(pub u64);
 /// The last millisecond that four digits of year can show, 9999-12-31T23:59:59.999Z.
 const WALL_TIME_MAX: u64 = 253_402_300_799_999;
 
+impl WallTime {
+    /// Reads what `Display` writes; nothing else. The date follows Howard Hinnant's
+    /// `days_from_civil`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes: &[u8; 24] = text.as_bytes().try_into().ok()?;
+        let punctuation = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':'), (19, b'.')];
+        if bytes[23] != b'Z' || punctuation.iter().any(|(at, byte)| bytes[*at] != *byte) {
+            return None;
+        }
+        let number = |from: usize, to: usize| {
+            let digits = bytes.get(from..to)?;
+            digits.iter().try_fold(0_u64, |sum, digit| {
+                digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0'))
+            })
+        };
+        let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+        let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+        if !(1..=12).contains(&month) || day == 0 || year < 1970 {
+            return None;
+        }
+        let year = if month <= 2 { year - 1 } else { year };
+        let (era, year_of_era) = (year / 400, year % 400);
+        let month_from_march = (month + 9) % 12;
+        let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
+        let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+        let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
+        let seconds = days * 86_400 + hour * 3_600 + minute * 60 + second;
+        let time = Self(seconds * 1_000 + number(20, 23)?);
+        // The 30th of February and its like are no times.
+        (time.to_string() == text).then_some(time)
+    }
+}
+
 impl fmt::Display for WallTime {
     /// RFC 3339 in UTC with milliseconds. The date follows Howard Hinnant's `civil_from_days`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,6 +107,12 @@ mod tests {
             (u64::MAX, "9999-12-31T23:59:59.999Z"),
         ] {
             assert_eq!(WallTime(millis).to_string(), text);
+            assert_eq!(WallTime::parse(text), Some(WallTime(millis.min(WALL_TIME_MAX))));
+        }
+        for text in
+            ["", "2001-02-29T00:00:00.000Z", "1970-01-01T00:00:00Z", "1969-12-31T00:00:00.000Z"]
+        {
+            assert_eq!(WallTime::parse(text), None, "{text}");
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::proto::fact::Reported;
 use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, Incarnation, JobId, LogId};
 use crate::proto::job::JobSpec;
 use crate::proto::precedence::Precedence;
+use crate::proto::ranges::Ranges;
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -107,6 +108,8 @@ pub struct Judgement {
 pub struct Ended {
     /// The job.
     pub job: JobId,
+    /// The element, where the job is an array.
+    pub element: Option<u64>,
     /// `Parked` or a state for which [`JobState::is_ended`] holds.
     pub state: JobState,
     /// The generation.
@@ -165,6 +168,10 @@ pub struct ResultView {
 pub struct JobView {
     /// Its id.
     pub job: JobId,
+    /// The element that is shown, where it is one of an array.
+    pub element: Option<u64>,
+    /// The elements in each state, where it is an array as a whole: it has no attempts then.
+    pub elements: BTreeMap<JobState, Ranges>,
     /// The least `submitted` dot.
     pub birth: Dot,
     /// The broker that deploys it.
@@ -211,6 +218,8 @@ pub struct JobSummary {
     pub exit: Option<i32>,
     /// The accepted result's signal.
     pub signal: Option<i32>,
+    /// How many elements are in each state, where it is an array.
+    pub elements: BTreeMap<JobState, u64>,
 }
 
 /// Why a job stands where it stands.
@@ -218,6 +227,8 @@ pub struct JobSummary {
 pub struct WhyView {
     /// Its id.
     pub job: JobId,
+    /// The element, where it is one of an array.
+    pub element: Option<u64>,
     /// Its name for people.
     pub name: Option<String>,
     /// Where it stands.
@@ -286,10 +297,12 @@ pub struct StatusView {
 /// The books of the broker: what must add up (acceptance case A2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditView {
-    /// Submitted jobs by the log of their birth.
+    /// Submitted jobs by the log of their birth; of an array each element counts.
     pub submitted: BTreeMap<LogId, u64>,
-    /// Jobs in each state by the log of their birth.
+    /// Jobs in each state by the log of their birth; of an array each element counts.
     pub states: BTreeMap<LogId, BTreeMap<JobState, u64>>,
+    /// The same with an array as one job, as in the store's job table.
+    pub rows: BTreeMap<LogId, BTreeMap<JobState, u64>>,
     /// The version vector; the store must hold just this.
     pub vector: BTreeMap<LogId, u64>,
     /// Faults found within the core itself.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::proto::clock::Clock;
 use crate::proto::id::{AttemptId, Digest, Dot, JobId, LogId};
-use crate::proto::job::JobSpec;
+use crate::proto::job::{AfterDeadline, JobSpec};
 use crate::proto::limits;
 use crate::proto::message::StartOrder;
 use crate::proto::result::JobResult;
@@ -68,6 +68,8 @@ pub struct Finished {
     pub result: JobResult,
     /// The signal that asked for the end, if one did.
     pub stopped: Option<i32>,
+    /// Its deadline was over before it could succeed.
+    pub expired: bool,
     output: PathBuf,
 }
 
@@ -158,19 +160,28 @@ async fn try_often(
         .expect("a short name of plain letters");
     let mut pause = limits::RETRY_BACKOFF_FIRST;
     let mut tries = 1;
+    let deadline = spec.deadline.map(|span| Instant::now() + span.duration());
+    let stop_at = deadline.filter(|_| spec.after_deadline == AfterDeadline::Stop);
     loop {
-        let attempt = AttemptId(Dot { log: log.clone(), seq: tries });
+        let attempt = AttemptId::from(Dot { log: log.clone(), seq: tries });
         let order = StartOrder {
             attempt: attempt.clone(),
             job,
             generation: 1,
             fence: tries,
             clock: Clock::default(),
+            elements: None,
+            items: vec![],
             spec: Arc::clone(&spec),
         };
         let kept = Job::new(&order, &workshop.output);
-        let (result, mut stopped) = try_once(workshop, &order, &kept, &mut stop).await?;
-        if !result.is_success() && stopped.is_none() && tries <= u64::from(spec.retries) {
+        let ended = try_once(workshop, &order, &kept, stop_at, &mut stop).await?;
+        let Ended { result, mut stopped, mut expired } = ended;
+        let again = !result.is_success() && stopped.is_none() && !expired;
+        let again = again && tries <= u64::from(spec.retries);
+        if again && deadline.is_some_and(|deadline| deadline <= Instant::now() + pause) {
+            expired = true;
+        } else if again {
             tracing::info!("attempt {tries} failed; trying again");
             tokio::select! {
                 signal = stop.next() => stopped = Some(signal),
@@ -184,23 +195,35 @@ async fn try_often(
             }
         }
         let output = workshop.output.clone();
-        return Ok(Finished { job, attempt, result, stopped, output });
+        let finished = Finished { job, attempt, result, stopped, expired, output };
+        return Ok(finished);
     }
 }
 
-/// One attempt with its time-out. The first signal asks its processes to end, the second one and
-/// the end of the grace kill them.
+/// How one attempt ended.
+struct Ended {
+    result: JobResult,
+    /// The signal that asked for the end, if one did.
+    stopped: Option<i32>,
+    /// It was stopped as the deadline was over.
+    expired: bool,
+}
+
+/// One attempt with its time-out and the moment at which its deadline stops it. The first signal
+/// asks its processes to end, the second one and the end of the grace kill them.
 async fn try_once(
     workshop: &Workshop<NoBlobs>,
     order: &StartOrder,
     job: &Job,
+    stop_at: Option<Instant>,
     stop: &mut Stop,
-) -> Result<(JobResult, Option<i32>), AloneError> {
+) -> Result<Ended, AloneError> {
     let far = limits::TIMEOUT_MAX;
     let within = order.spec.timeout.map_or(far, |span| span.duration());
     let timeout = Instant::now() + within.min(far);
     let mut kill_at = None::<Instant>;
-    let (mut timed_out, mut stopped) = (false, None);
+    let (mut timed_out, mut expired, mut stopped) = (false, false, None);
+    let stop_at = stop_at.unwrap_or(timeout + far);
     let running = attempt::run(workshop, order, job);
     tokio::pin!(running);
     let tell = |signal| job.control.signal(&workshop.link, signal);
@@ -212,7 +235,7 @@ async fn try_once(
                 let ended = ended.map_err(|SpawnerGone| AloneError::Spawner)?;
                 let mut result = ended.unwrap_or_else(cannot_run);
                 result.timed_out = timed_out;
-                return Ok((result, stopped));
+                return Ok(Ended { expired: expired && !result.is_success(), result, stopped });
             }
             signal = stop.next() => {
                 tell(if stopped.is_some() { libc::SIGKILL } else { libc::SIGTERM });
@@ -224,8 +247,9 @@ async fn try_once(
                 tell(libc::SIGKILL);
                 kill_at = Some(Instant::now() + limits::KILL_GRACE);
             }
-            () = tokio::time::sleep_until(timeout), if !timed_out && stopped.is_none() => {
-                timed_out = true;
+            () = tokio::time::sleep_until(timeout.min(stop_at)), if kill_at.is_none() => {
+                expired = stop_at <= timeout;
+                timed_out = !expired;
                 tell(libc::SIGTERM);
                 kill_at = Some(Instant::now() + limits::KILL_GRACE);
             }

@@ -149,6 +149,16 @@ impl Blobs {
         }
     }
 
+    /// How many blobs there are and how many bytes they have, uploads under way among them. Looks
+    /// at each; what cannot be looked at is left out.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        let read = |path: &Path| path.read_dir().into_iter().flatten().flatten();
+        let shelves = read(&self.directory).map(|shelf| shelf.path());
+        let found = shelves.flat_map(|shelf| read(&shelf)).filter_map(|file| file.metadata().ok());
+        found.fold((0, 0), |(count, bytes), file| (count + 1, bytes + file.len()))
+    }
+
     /// The size of a blob; nothing where it is not there.
     ///
     /// # Errors
@@ -252,6 +262,7 @@ mod tests {
             }
         }
         assert_eq!(files(&blobs).len(), 3);
+        assert_eq!(blobs.totals(), (3, 200_001));
         let text = Digest::of(b"x").to_string();
         assert!(blobs.directory.join(&text[..2]).join(&text[2..]).exists());
     }

@@ -340,14 +340,28 @@ pub async fn ask_first(
     wait: Duration,
     path: &str,
 ) -> Result<(Address, Response<Incoming>), ClientError> {
+    ask_first_of(flags, wait, (Method::GET, path, None)).await
+}
+
+/// Like [`ask_first`], for any request that may be made twice: method, path, and perhaps a JSON
+/// value as its body.
+///
+/// # Errors
+/// As there.
+pub async fn ask_first_of(
+    flags: &[Address],
+    wait: Duration,
+    (method, path, body): (Method, &str, Option<&str>),
+) -> Result<(Address, Response<Incoming>), ClientError> {
     let mut search = Search::new(flags, wait);
     loop {
+        let body = body.map_or_else(Body::empty, |text| Body::json(text.to_owned()));
         let (address, stream) = search.connect().await?;
         let mut client = Client::over(address.clone(), stream).await?;
         let within = search.answer_within();
         tokio::select! {
             biased;
-            response = client.ask(Method::GET, path, Body::empty()) => {
+            response = client.ask(method.clone(), path, body) => {
                 return Ok((address, response?));
             }
             _ = silence(&address, within) => {
@@ -387,6 +401,12 @@ impl Answer {
     pub fn new(address: &Address, response: Response<Incoming>) -> Self {
         let address = address.clone();
         Self { address, body: response.into_body(), lines: Lines::new(), ended: false }
+    }
+
+    /// Whether the next line is here already.
+    #[must_use]
+    pub fn has_line(&self) -> bool {
+        self.lines.has_line()
     }
 
     /// The next line; `None` at the end. May be dropped while it waits and called again.

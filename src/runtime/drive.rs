@@ -8,6 +8,7 @@
 //! Law: what follows a batch leaves after the batch is durable, and nothing overtakes
 //! ([`gate::Gate`], tests there). The simulator runs the core by the same steps.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -25,7 +26,9 @@ use crate::proto::id::{RequestId, SessionId};
 use crate::proto::limits;
 use crate::proto::message::ExecutorMessage;
 use crate::proto::time::Now;
+use crate::proto::view::{JobState, StatusView};
 use crate::runtime::entropy;
+use crate::runtime::ready::Supervisor;
 use crate::runtime::server::hub::{Answer, Hub};
 use crate::runtime::store::{Disk, StoreError, Writer};
 
@@ -56,6 +59,7 @@ enum Event {
     Durable(Result<(), Arc<StoreError>>),
     Inputs,
     Due,
+    Tell,
     Stop,
 }
 
@@ -66,6 +70,7 @@ impl Drive {
         let (done, durable) = mpsc::channel(limits::BATCHES_IN_FLIGHT_MAX);
         let disk = writer.disk();
         hub.watch_disk(disk.clone());
+        hub.watch_commits(writer.meter());
         let (gate, left_out) = (Gate::default(), BTreeSet::new());
         Self { broker, hub, writer, gate, done, durable, disk, left_out }
     }
@@ -97,18 +102,35 @@ impl Drive {
         Ok(())
     }
 
-    /// Runs until `stop` is done; then lets what is under way become durable and leave.
+    /// Runs until `stop` is done; then lets what is under way become durable and leave. Tells the
+    /// supervisor in each turn that it turns.
     ///
     /// # Errors
     /// The store failed.
-    pub async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), StoreFailed> {
+    pub async fn run(
+        &mut self,
+        stop: impl Future<Output = ()>,
+        supervisor: &RefCell<Supervisor>,
+    ) -> Result<(), StoreFailed> {
         let mut stop = pin!(stop);
         let mut sleep = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut telling = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
             self.set_alarm(sleep.as_mut());
-            let event =
-                poll_fn(|context| self.poll_event(context, stop.as_mut(), sleep.as_mut())).await;
+            supervisor.borrow_mut().tell(|| in_short(&self.broker.status()));
+            let tell_at = supervisor.borrow().due();
+            if let Some(at) = tell_at {
+                telling.as_mut().reset(at);
+            }
+            let event = poll_fn(|context| {
+                if tell_at.is_some() && telling.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Event::Tell);
+                }
+                self.poll_event(context, stop.as_mut(), sleep.as_mut())
+            })
+            .await;
             match event {
+                Event::Tell => {}
                 Event::Durable(result) => {
                     self.release(result)?;
                     while let Ok(result) = self.durable.try_recv() {
@@ -189,6 +211,7 @@ impl Drive {
                 self.hub.sessions.close(session);
             }
         }
+        self.hub.saw(&input);
         match input {
             Input::Request { request, body } if is_full && body.makes_facts() => {
                 self.refuse(request, &body);
@@ -254,6 +277,7 @@ impl Drive {
 
     fn commit(&mut self, batch: Batch) {
         let done = self.done.clone();
+        self.hub.commits_begin(&batch, |job| self.broker.job_facts(job));
         self.gate.commit();
         self.writer.commit(
             batch,
@@ -270,15 +294,27 @@ impl Drive {
         while let Some(order) = self.gate.next_free() {
             self.carry_out(order);
         }
-        self.hub.committed();
+        self.hub.commits_end();
         Ok(())
     }
 
     fn carry_out(&self, order: Order) {
         match order {
             Order::Reply(request, answer) => self.hub.deliver(request, answer),
-            Order::Send(session, message) => self.hub.sessions.send(session, &message),
+            Order::Send(session, message) => {
+                self.hub.sent(session, &message);
+                self.hub.sessions.send(session, &message);
+            }
             Order::Close(session) => self.hub.sessions.close(session),
         }
     }
+}
+
+/// How the broker stands, in one line for people.
+#[must_use]
+pub fn in_short(view: &StatusView) -> String {
+    let count = |state| view.jobs.get(&state).copied().unwrap_or(0);
+    let jobs = [JobState::Waiting, JobState::Running, JobState::Parked]
+        .map(|state| format!("{} {}", count(state), state.word()));
+    format!("{}: jobs {}; executors {}", view.log, jobs.join(", "), view.executors)
 }

@@ -16,6 +16,7 @@ mod cache;
 mod descriptors;
 mod follow;
 mod jobs;
+mod kept;
 mod orders;
 mod session;
 
@@ -42,8 +43,9 @@ use crate::runtime::isolation::leftovers::{self, Leftovers};
 use crate::runtime::isolation::{Level, Plan};
 use crate::runtime::measure::Meter;
 use crate::runtime::process::{Job, SpawnerGone};
+use crate::runtime::ready::Supervisor;
 use crate::runtime::rooms::Rooms;
-use crate::runtime::rundir::{self, DirError, PRIVATE_MODE};
+use crate::runtime::rundir::{self, DirError};
 use crate::runtime::signals::Stop;
 use crate::runtime::spawner::{self, Link, Spawner};
 use crate::runtime::spool::{Spool, SpoolError};
@@ -51,6 +53,7 @@ use crate::runtime::wasm::{Runtime as Wasm, WasmError};
 
 use follow::Followers;
 use identity::IdentityError;
+use kept::Kept;
 use session::{Connected, Session};
 
 /// What the flags say.
@@ -229,38 +232,6 @@ pub fn run(
     ended
 }
 
-/// What was read from the data directory, which is locked as long as this lives.
-struct Kept {
-    executor: ExecutorId,
-    spool: Spool,
-    results: Vec<ResultMessage>,
-    /// The data directory by its full path.
-    data: PathBuf,
-    lock: rundir::DataLock,
-}
-
-impl Kept {
-    fn open(settings: &Settings) -> Result<Self, ExecutorError> {
-        rundir::ensure_dir(&settings.data, PRIVATE_MODE)?;
-        let lock = rundir::lock_data(&settings.data)?;
-        // Jobs learn their directory by its full path.
-        let data = settings.data.canonicalize();
-        let data = &data
-            .map_err(|source| ExecutorError::System { what: "find the data directory", source })?;
-        // Before anything is touched: a newer version may have other uses for the rest.
-        let executor = identity::load_or_create(data, &settings.name)?;
-        for name in ["spool", "output", "rooms", "cache", "cache/blobs"] {
-            rundir::ensure_dir(&data.join(name), PRIVATE_MODE)?;
-        }
-        let (spool, results) = Spool::open(data.join("spool"))?;
-        if !results.is_empty() {
-            tracing::info!("{} results of an earlier life are to be sent", results.len());
-        }
-        blobs::tidy(&data.join("output"), &results);
-        Ok(Self { executor, spool, results, data: data.clone(), lock })
-    }
-}
-
 struct Shell<'a> {
     settings: &'a Settings,
     executor: ExecutorId,
@@ -292,6 +263,7 @@ struct Shell<'a> {
     measure_at: Instant,
     retry_spool: bool,
     phase: Phase,
+    supervisor: Supervisor,
     _lock: rundir::DataLock,
 }
 
@@ -350,6 +322,7 @@ impl<'a> Shell<'a> {
             measure_at: Instant::now(),
             retry_spool: false,
             phase: Phase::Working,
+            supervisor: Supervisor::of_environment(),
             _lock: kept.lock,
         })
     }
@@ -452,14 +425,22 @@ impl<'a> Shell<'a> {
                     self.pause.refused(session.address());
                 }
                 let done = match &message {
-                    BrokerMessage::Acknowledged { attempt } => Some(attempt.clone()),
-                    _ => None,
+                    BrokerMessage::Acknowledged { attempt, elements: None } => {
+                        vec![attempt.clone()]
+                    }
+                    BrokerMessage::Acknowledged { attempt, elements: Some(elements) } => {
+                        let here = self.jobs.keys().filter(|held| {
+                            let element = held.element.is_some_and(|e| elements.contains(e));
+                            held.dot == attempt.dot && element
+                        });
+                        here.cloned().collect()
+                    }
+                    _ => vec![],
                 };
                 self.input(ExecutorInput::Message(message));
-                if let Some(attempt) = done {
+                for attempt in done {
                     self.unspooled.remove(&attempt);
                     self.forget(&attempt);
-                    blobs::discard(&self.workshop.output, &attempt);
                 }
             }
         }
@@ -527,10 +508,14 @@ impl<'a> Shell<'a> {
             Phase::Draining(at) | Phase::Drained(at) => Some(at),
             Phase::Working | Phase::HandingBack => None,
         };
-        [due, phase].into_iter().flatten().fold(self.measure_at, Instant::min)
+        [due, phase, self.supervisor.due()]
+            .into_iter()
+            .flatten()
+            .fold(self.measure_at, Instant::min)
     }
 
     fn do_what_is_due(&mut self) {
+        self.tell();
         let instant = Instant::now();
         if instant >= self.measure_at {
             self.measure();
@@ -548,7 +533,7 @@ impl<'a> Shell<'a> {
     }
 
     fn drain(&mut self) {
-        crate::runtime::ready::stopping();
+        self.supervisor.stopping();
         tracing::info!("draining: {} attempts are here", self.jobs.len());
         self.phase = Phase::Draining(Instant::now() + self.settings.drain_timeout);
         self.input(ExecutorInput::Drain);

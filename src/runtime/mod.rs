@@ -1,5 +1,6 @@
 //! The thin shell of IO: each file is one contact with the world.
 
+pub mod activation;
 pub mod alone;
 pub mod attempt;
 pub mod blobs;
@@ -11,6 +12,7 @@ pub mod entropy;
 pub mod executor;
 pub mod isolation;
 pub mod measure;
+pub mod metrics;
 pub mod process;
 pub mod ready;
 pub mod rooms;

@@ -19,6 +19,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag};
@@ -42,6 +43,10 @@ pub const NOT_EXECUTABLE: i32 = 126;
 const READ_BYTES: usize = 64 << 10;
 /// Reads from one pipe before other jobs have their turn.
 const READS_PER_TURN: usize = 4;
+
+/// A job that runs for so long has its output taken as it comes; that of a shorter one is taken at
+/// its end.
+const WATCHED_AFTER: Duration = Duration::from_millis(10);
 
 /// The spawner died, so that what became of the job is not known; no result can be told.
 #[derive(Debug)]
@@ -94,6 +99,8 @@ pub struct Job {
     pub stdout: Arc<Output>,
     /// Its standard error.
     pub stderr: Arc<Output>,
+    /// Whether files of it may be kept beside its streams.
+    keeps_files: bool,
 }
 
 impl Job {
@@ -102,7 +109,18 @@ impl Job {
     pub fn new(order: &StartOrder, directory: &Path) -> Self {
         let path = |name| directory.join(format!("{}.{name}", order.attempt));
         let stream = |name| Arc::new(Output::new(path(name)));
-        Self { control: Control::default(), stdout: stream("stdout"), stderr: stream("stderr") }
+        Self {
+            control: Control::default(),
+            stdout: stream("stdout"),
+            stderr: stream("stderr"),
+            keeps_files: !order.spec.outputs.is_empty(),
+        }
+    }
+
+    /// Whether it may have left files beside its result.
+    #[must_use]
+    pub fn has_files(&self) -> bool {
+        self.keeps_files || self.stdout.is_in_file() || self.stderr.is_in_file()
     }
 
     /// Forgets the output: its files are removed. Who reads one already can read on.
@@ -229,20 +247,41 @@ fn unstarted(name: &Text, step: Step, errno: Errno) -> Unstarted {
     Unstarted::Error { exit, error }
 }
 
-fn pipe_pair() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
+fn pipe_pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = std::io::pipe()?;
-    // The job's end stays blocking. Nothing need be asked about a pipe that was just made.
+    // The job's end stays blocking.
     nix::fcntl::fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    Ok((pipe::Receiver::from_owned_fd_unchecked(reader.into())?, writer.into()))
+    Ok((reader.into(), writer.into()))
 }
 
 /// Takes output as it comes until no process is left, then what the pipes still hold.
 async fn wait(
     mut started: Started,
     job: &Job,
-    stdout: pipe::Receiver,
-    stderr: pipe::Receiver,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
 ) -> Result<Ending, SpawnerGone> {
+    // A short job's output fits its pipes: the runtime need not know of them.
+    let ending = tokio::select! {
+        biased;
+        ending = &mut started.ended => Some(ending.map_err(|_| SpawnerGone)?),
+        () = tokio::time::sleep(WATCHED_AFTER) => None,
+    };
+    if let Some(ending) = ending {
+        take_rest(&stdout, &job.stdout);
+        take_rest(&stderr, &job.stderr);
+        return Ok(ending);
+    }
+    // Nothing need be asked about pipes that we made.
+    let watched = pipe::Receiver::from_owned_fd_unchecked(stdout)
+        .and_then(|stdout| Ok((stdout, pipe::Receiver::from_owned_fd_unchecked(stderr)?)));
+    let (stdout, stderr) = match watched {
+        Ok(watched) => watched,
+        Err(error) => {
+            tracing::error!("cannot watch a job's output: {error}; it is lost");
+            return started.ended.await.map_err(|_| SpawnerGone);
+        }
+    };
     let (mut stdout_open, mut stderr_open) = (true, true);
     let ending = loop {
         tokio::select! {
@@ -284,7 +323,7 @@ async fn take(pipe: &pipe::Receiver, output: &Output) -> bool {
 
 /// Takes what is left in a pipe whose writers are gone. If somebody outside the job was given its
 /// end, it is not waited for: all that the job itself wrote is in the pipe by now.
-fn take_rest(pipe: &pipe::Receiver, output: &Output) {
+fn take_rest(pipe: &impl AsFd, output: &Output) {
     BUFFER.with_borrow_mut(|buffer| {
         let mut left = limits::PIPE_BYTES_MAX;
         while left > 0 {

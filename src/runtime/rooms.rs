@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of jobs. Shape: `ROOMS/N/{work,tmp}`, made when first needed; `work` is a job's
 //! working directory, `tmp` its TMPDIR. A room that its job left empty and unchanged is used
-//! again, which costs a few system calls; any other is renamed to `gone-K`, which frees its number
+//! again, which costs three system calls; any other is renamed to `gone-K`, which frees its number
 //! at once, and removed by a thread of its own. Where that thread falls behind, who gives a room
 //! back waits for it. What an earlier life left is removed in the same way.
 //! Law: a room that is taken is empty, with the modes and marks of a fresh one (tests below).
@@ -22,10 +22,14 @@ use rustix::fs::{self, AtFlags, Dir, Mode, OFlags, StatxFlags};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::proto::limits;
+use crate::proto::time::Monotonic;
+use crate::runtime::entropy;
 use crate::runtime::rundir::PRIVATE_MODE;
 
 pub use remove::remove_tree;
 
+/// A change has another time than one that lies so far back.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
 /// How the names of directories begin that are to be removed.
 const GONE: &str = "gone-";
 
@@ -60,7 +64,14 @@ pub struct Room {
     work: PathBuf,
     tmp: PathBuf,
     fresh: [Marks; 3],
+    /// The times of the last change of the three, as they are while nobody changes anything.
+    settled: Option<[Changed; 3]>,
+    /// Those that were seen last, and when that was for the first time.
+    seen: Option<([Changed; 3], Monotonic)>,
 }
+
+/// The time of a change as the file system keeps it: seconds and nanoseconds.
+type Changed = (i64, u32);
 
 /// What tells whether a directory is as it was made.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,7 +98,9 @@ impl Room {
             Ok(seen.try_into().expect("three went in"))
         });
         match made {
-            Ok(fresh) => Ok(Self { number, directory, work, tmp, fresh }),
+            Ok(fresh) => {
+                Ok(Self { number, directory, work, tmp, fresh, settled: None, seen: None })
+            }
             Err(error) => {
                 // There is nothing in it that could hold it up.
                 let _ = remove_tree(&directory);
@@ -127,8 +140,39 @@ impl Room {
         Ok(work)
     }
 
-    /// Whether it is as it was when it was made.
-    fn is_unspoilt(&self) -> bool {
+    /// Whether it is as it was when it was made. Whatever is done to a directory, its entries,
+    /// mode, owner or attributes, moves the time of its last change, which nobody can set: so a
+    /// look at that is enough, once it lies far enough back for a change to move it.
+    fn is_unspoilt(&mut self) -> bool {
+        let changed = self.changed();
+        if self.settled.is_some() && self.settled == changed {
+            return true;
+        }
+        let unspoilt = self.has_nothing_new();
+        let now = entropy::now().mono;
+        let since = match self.seen {
+            Some((times, since)) if Some(times) == changed => since,
+            _ => now,
+        };
+        self.seen = changed.map(|times| (times, since));
+        // A file system that keeps whole seconds alone is never trusted.
+        let is_fine = |(_, nanos): &Changed| *nanos != 0;
+        let is_old = now.since(since) >= CLOCK_STEP;
+        self.settled = changed.filter(|times| unspoilt && is_old && times.iter().all(is_fine));
+        unspoilt
+    }
+
+    fn changed(&self) -> Option<[Changed; 3]> {
+        let look = |path: &Path| -> Option<Changed> {
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            let seen = fs::statx(fs::CWD, path, flags, StatxFlags::CTIME).ok()?;
+            Some((seen.stx_ctime.tv_sec, seen.stx_ctime.tv_nsec))
+        };
+        Some([look(&self.directory)?, look(&self.work)?, look(&self.tmp)?])
+    }
+
+    /// Looks at everything.
+    fn has_nothing_new(&self) -> bool {
         let look = |path: &Path, fresh: &Marks, names: &[&std::ffi::CStr]| -> io::Result<bool> {
             let directory = open(path)?;
             if Marks::of(&directory)? != *fresh {
@@ -234,7 +278,7 @@ impl Rooms {
     }
 
     /// Gives a room back. `clean` says that nothing of its job can still write to it.
-    pub async fn give_back(&self, room: Room, clean: bool) {
+    pub async fn give_back(&self, mut room: Room, clean: bool) {
         if clean && room.is_unspoilt() {
             self.state.borrow_mut().free.push(room);
             return;
@@ -330,14 +374,14 @@ mod tests {
             &|room| std::fs::remove_dir(room.work()).expect("ours"),
         ];
         for (at, spoil) in spoil.iter().enumerate() {
-            let room = rooms.take().expect("room");
+            let mut room = rooms.take().expect("room");
             assert_eq!(room.number(), 0);
             spoil(&room);
             assert!(!room.is_unspoilt(), "spoilt in way {at}");
             rooms.give_back(room, true).await;
-            let room = rooms.take().expect("room");
+            let mut room = rooms.take().expect("room");
             if room.number() == 1 {
-                let zero = rooms.take().expect("room");
+                let mut zero = rooms.take().expect("room");
                 assert!(zero.is_unspoilt());
                 rooms.give_back(room, true).await;
                 rooms.give_back(zero, true).await;
@@ -350,6 +394,55 @@ mod tests {
         assert_eq!(names(directory.path()), ["0", "1"]);
     }
 
+    #[test]
+    fn a_settled_room_shows_every_change() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let spoil: [&dyn Fn(&Room); 4] = [
+            &|room| std::fs::write(room.work().join("file"), "").expect("room"),
+            &|room| {
+                std::fs::write(room.tmp.join("file"), "").expect("room");
+                std::fs::remove_file(room.tmp.join("file")).expect("ours");
+            },
+            &|room| {
+                let mode = std::fs::Permissions::from_mode(0o770);
+                std::fs::set_permissions(room.directory(), mode).expect("ours");
+            },
+            &|room| {
+                std::fs::rename(room.work(), room.directory().join("old")).expect("ours");
+                std::os::unix::fs::symlink("old", room.work()).expect("room");
+            },
+        ];
+        for (number, spoil) in (0..).zip(spoil) {
+            let mut room =
+                Room::make(directory.path().join(number.to_string()), number).expect("a room");
+            assert!(room.is_unspoilt() && room.settled.is_none(), "it was made a moment ago");
+            // As it will be when it is older.
+            room.settled = room.changed();
+            assert!(room.is_unspoilt() && room.settled.is_some());
+            wait_for_a_step(directory.path(), &room);
+            spoil(&room);
+            assert_ne!(room.changed(), room.settled, "spoilt in way {number}");
+            room.is_unspoilt();
+            assert!(room.settled.is_none(), "it is looked at as a whole again");
+        }
+    }
+
+    /// Waits until a change has another time than that of the room: the file system's clock goes
+    /// in steps.
+    fn wait_for_a_step(directory: &Path, room: &Room) {
+        let deadline = entropy::now().mono.after(WITHIN);
+        let last = room.settled.and_then(|times| times.into_iter().max()).expect("settled");
+        loop {
+            let probe = tempfile::tempdir_in(directory).expect("a directory");
+            let seen = fs::statx(fs::CWD, probe.path(), AtFlags::empty(), StatxFlags::CTIME);
+            let time = seen.expect("it is there").stx_ctime;
+            if (time.tv_sec, time.tv_nsec) > last {
+                return;
+            }
+            assert!(entropy::now().mono < deadline, "the clock stands still");
+        }
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn what_an_earlier_life_left_is_removed() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -358,7 +451,7 @@ mod tests {
         }
         std::fs::write(directory.path().join("file"), "").expect("room");
         let rooms = Rooms::open(directory.path().to_owned()).expect("opened");
-        let room = rooms.take().expect("room");
+        let mut room = rooms.take().expect("room");
         assert!(room.number() == 0 && room.is_unspoilt());
         rooms.settle(WITHIN).await;
         assert_eq!(names(directory.path()), ["0"]);

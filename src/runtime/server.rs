@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response};
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
@@ -24,31 +24,43 @@ use crate::proto::event::{self, JobRef, Reply};
 use crate::proto::fact::{Body as FactBody, Reported};
 use crate::proto::id::Dot;
 use crate::proto::limits;
+use crate::proto::time::Monotonic;
 use crate::proto::view::Ended;
 use crate::runtime::blobs::Blobs;
 use crate::runtime::client::{SESSION_PROTOCOL, SESSION_ROUTE};
 use crate::runtime::endpoint::Stream;
+use crate::runtime::entropy;
 use crate::runtime::session;
 use crate::runtime::store::{Disk, Reader, StoreError};
 use crate::wire::problem::Problem;
 
-use answer::Handled;
+use answer::{Handled, ProblemCode};
 use body::Body;
 use hub::{Answer, Hub, is_left_out};
 use listen::Listener;
+use routes::{Endpoint, Found};
 
 pub mod answer;
 pub mod blobs;
 pub mod body;
 pub mod books;
+pub mod events;
 pub mod facts;
+pub mod feed;
+pub mod health;
 pub mod hub;
 pub mod jobs;
 pub mod listen;
 pub mod mailbox;
+pub mod metrics;
 pub mod output;
+pub mod routes;
 pub mod start;
 pub mod submit;
+pub mod tally;
+
+/// The description of all routes, for programs (OpenAPI 3.1).
+pub const OPENAPI: &str = include_str!("../../docs/openapi.json");
 
 /// What all handlers share.
 pub struct Context {
@@ -58,8 +70,11 @@ pub struct Context {
     pub blobs: Arc<Blobs>,
     data: PathBuf,
     reader: Arc<Mutex<Option<Reader>>>,
+    /// When this process began to serve.
+    began: Monotonic,
     connections: Cell<usize>,
     turned_away: Cell<usize>,
+    blobs_counted: metrics::Counted,
     fewer: Notify,
 }
 
@@ -69,7 +84,14 @@ impl Context {
     pub fn new(hub: Rc<Hub>, blobs: Arc<Blobs>, data: PathBuf) -> Self {
         let (connections, fewer) = (Cell::new(0), Notify::new());
         let (reader, turned_away) = (Arc::default(), Cell::new(0));
-        Self { hub, blobs, data, reader, connections, turned_away, fewer }
+        let (began, blobs_counted) = (entropy::now().mono, metrics::Counted::default());
+        Self { hub, blobs, data, reader, began, connections, turned_away, blobs_counted, fewer }
+    }
+
+    /// How many connections may be open.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        connections_max()
     }
 
     /// Asks the core something that has one answer.
@@ -211,6 +233,8 @@ fn connections_max() -> usize {
 
 /// Answers a connection that is one too many, without waiting for its request.
 fn turn_away(context: &Rc<Context>, mut stream: Stream, most: usize) {
+    let tally = &context.hub.tally;
+    tally.turned_away.set(tally.turned_away.get() + 1);
     let what = format!("{most} connections are open already, and no more may be");
     let problem = Problem::new(503, "too-many-connections", what).retryable();
     let text = serde_json::to_string(&problem).expect("problems have only string keys");
@@ -287,40 +311,59 @@ async fn respond(
     request: Request<Incoming>,
     peer: Option<i32>,
 ) -> Response<Body> {
-    match route(context, request, peer).await {
-        Ok(response) => response,
-        Err(problem) => answer::problem(&problem),
+    let path = request.uri().path().to_owned();
+    let hub = Rc::clone(&context.hub);
+    let (name, handled) = match routes::find(request.method(), &path) {
+        Found::Route(route, part) => {
+            ((route.method, route.path), handle(route.endpoint, part, context, request, peer).await)
+        }
+        Found::OtherMethods(allowed) => {
+            let refused = answer::wrong_method(request.method(), &allowed.join(", "));
+            (("other", "other"), Ok(refused))
+        }
+        Found::Nothing => {
+            let problem = Problem::new(404, "no-route", format!("there is nothing at {path:.200}"));
+            let hint = "jobs are at /v1/jobs, the broker at /v1/status, all routes in \
+                        /v1/openapi.json";
+            (("other", "other"), Err(problem.hint(hint)))
+        }
+    };
+    let response = handled.unwrap_or_else(|problem| answer::problem(&problem));
+    hub.tally.request(name.0, name.1, response.status().as_u16());
+    if let Some(ProblemCode(code)) = response.extensions().get() {
+        hub.tally.problem(code.clone());
     }
+    response
 }
 
-async fn route(context: Rc<Context>, request: Request<Incoming>, peer: Option<i32>) -> Handled {
-    let path = request.uri().path().to_owned();
-    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-    let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
-    let wrong = |allowed| Ok(answer::wrong_method(request.method(), allowed));
-    match parts.as_slice() {
-        ["v1", "jobs"] if get => jobs::list(&context, request).await,
-        ["v1", "jobs"] if post => submit::submit(context, request).await,
-        ["v1", "jobs"] => wrong("GET, POST"),
-        ["v1", "jobs", id] if get => jobs::show(&context, job(id), request).await,
-        ["v1", "jobs", id, "output"] if get => output::output(context, job(id), request).await,
-        ["v1", "jobs", id, "why"] if get => jobs::why(&context, job(id), request).await,
-        ["v1", "jobs", _] | ["v1", "jobs", _, "output" | "why"] => wrong("GET"),
-        ["v1", "jobs", id, "cancel"] if post => jobs::cancel(context, job(id), request).await,
-        ["v1", "jobs", id, "rerun"] if post => jobs::rerun(context, job(id), request).await,
-        ["v1", "jobs", _, "cancel" | "rerun"] => wrong("POST"),
-        ["v1", "status"] if get => books::status(&context).await,
-        ["v1", "executors"] if get => books::executors(&context).await,
-        ["v1", "audit"] if get => books::audit(&context).await,
-        ["v1", "facts"] if get => facts::facts(context, request).await,
-        ["readyz"] if get && context.hub.disk() != Disk::Well => Err(answer::disk_full()),
-        ["healthz" | "readyz"] if get => books::health(&context).await,
-        ["v1", "status" | "executors" | "audit" | "facts"] | ["healthz" | "readyz"] => wrong("GET"),
-        ["v1", "executors", "session"] if post => open_session(context, request, peer),
-        ["v1", "executors", "session"] => wrong("POST"),
-        ["v1", "blobs", digest] => blobs::blobs(context, digest, request).await,
-        _ => Err(Problem::new(404, "no-route", format!("there is nothing at {path:.200}"))
-            .hint("jobs are at /v1/jobs, the broker at /v1/status")),
+/// Has a request answered. `part` is the text that stands for the braces in the route's path.
+async fn handle(
+    endpoint: Endpoint,
+    part: &str,
+    context: Rc<Context>,
+    request: Request<Incoming>,
+    peer: Option<i32>,
+) -> Handled {
+    match endpoint {
+        Endpoint::ListJobs => jobs::list(&context, request).await,
+        Endpoint::SubmitJobs => submit::submit(context, request).await,
+        Endpoint::ShowJob => jobs::show(context, job(part), request).await,
+        Endpoint::Output => output::output(context, job(part), request).await,
+        Endpoint::Why => jobs::why(&context, job(part), request).await,
+        Endpoint::Cancel => jobs::cancel(context, job(part), request).await,
+        Endpoint::Rerun => jobs::rerun(context, job(part), request).await,
+        Endpoint::Status => books::status(&context).await,
+        Endpoint::Executors => books::executors(&context).await,
+        Endpoint::DeclareLost => books::declare_lost(&context, part, request).await,
+        Endpoint::Session => open_session(context, request, peer),
+        Endpoint::Audit => books::audit(&context).await,
+        Endpoint::Facts => facts::facts(context, request).await,
+        Endpoint::Events => events::events(context, request).await,
+        Endpoint::Blob => blobs::blobs(context, part, request).await,
+        Endpoint::OpenApi => Ok(answer::typed(answer::JSON, OPENAPI)),
+        Endpoint::Alive => health::alive(&context).await,
+        Endpoint::Ready => health::ready(&context).await,
+        Endpoint::Metrics => metrics::metrics(&context).await,
     }
 }
 

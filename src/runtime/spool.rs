@@ -173,6 +173,7 @@ mod tests {
             generation: 1,
             result: JobResult { exit: Some(0), stdout, ..JobResult::default() },
             clock: Clock::default(),
+            took_us: None,
         }
     }
 

@@ -19,6 +19,7 @@ use crate::proto::view::JobState;
 use crate::runtime::continuity::{Continuity, ContinuityError};
 
 mod check;
+mod meter;
 mod reader;
 mod rows;
 mod schema;
@@ -28,6 +29,7 @@ mod tests;
 mod writer;
 
 pub use check::{Checked, Fault};
+pub use meter::CommitMeter;
 pub use reader::{Entry, Reader};
 pub use schema::SCHEMA_VERSION;
 pub use space::Disk;

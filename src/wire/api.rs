@@ -4,6 +4,8 @@
 //! brokers that hold the same facts are the same bytes.
 
 mod books;
+mod events;
+mod ready;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,9 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::proto::capability::Needs;
 use crate::proto::clock::Clock;
 use crate::proto::fact::Reported;
-use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId};
+use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId, TaskId};
 use crate::proto::isolation::Isolation;
 use crate::proto::job::JobSpec;
+use crate::proto::limits;
+use crate::proto::ranges::Ranges;
 use crate::proto::result::{OutputFile, Stream};
 use crate::proto::text::Text;
 use crate::proto::view::{
@@ -23,6 +27,10 @@ use crate::proto::view::{
 };
 
 pub use self::books::{AuditLine, AuditedLog, StableShown, StatusLine};
+pub use self::events::{
+    EVENT_WORDS, EXECUTOR_JOINED, EXECUTOR_LEFT, EndLine, EventLine, GapLine, LostLine,
+};
+pub use self::ready::{BrokerReadyLine, ExecutorReadyLine};
 
 /// The media type of JSON Lines.
 pub const NDJSON: &str = "application/x-ndjson";
@@ -57,6 +65,9 @@ pub struct SubmittedLine {
     /// Whether it had been taken before.
     #[serde(default)]
     pub known: bool,
+    /// How many elements it has, where it is an array.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elements: Option<u64>,
 }
 
 /// How a job ended. `type`: `result`.
@@ -65,9 +76,9 @@ pub struct ResultLine {
     /// `result`.
     #[serde(rename = "type")]
     pub kind: Kind,
-    /// The job.
-    pub job: JobId,
-    /// The element's number, with `--each`.
+    /// The job or element.
+    pub job: TaskId,
+    /// The element's number, with `--each` and `--array`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
     /// The element's item, with `--each`: the text itself, or base64 where `item_encoding` says so.
@@ -170,8 +181,8 @@ impl ResultLine {
     pub fn new(ended: &Ended, index: Option<u64>) -> Self {
         let mut line = Self {
             kind: "result".into(),
-            job: ended.job,
-            index,
+            job: TaskId::new(ended.job, ended.element),
+            index: index.or(ended.element),
             item: None,
             item_encoding: None,
             state: ended.state,
@@ -236,7 +247,7 @@ pub struct UnknownLine {
     #[serde(rename = "type")]
     pub kind: Kind,
     /// The job.
-    pub job: JobId,
+    pub job: TaskId,
     /// Why it is not known.
     pub reason: String,
 }
@@ -248,7 +259,7 @@ pub struct AttemptLine {
     #[serde(rename = "type")]
     pub kind: Kind,
     /// The job.
-    pub job: JobId,
+    pub job: TaskId,
     /// The attempt.
     pub attempt: AttemptId,
     /// Where it runs.
@@ -304,6 +315,9 @@ pub struct JobLine {
     pub signal: Option<i32>,
     /// The wall clock of whoever took it.
     pub submitted_at: String,
+    /// How many elements are in each state, where it is an array.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub elements: BTreeMap<JobState, u64>,
 }
 
 fn words(spec: &JobSpec) -> Vec<Text> {
@@ -329,6 +343,7 @@ impl From<&JobSummary> for JobLine {
             exit: job.exit,
             signal: job.signal,
             submitted_at: job.submitted_at.clone(),
+            elements: job.elements.clone(),
         }
     }
 }
@@ -340,7 +355,7 @@ pub struct ShowLine {
     #[serde(rename = "type")]
     pub kind: Kind,
     /// The job.
-    pub job: JobId,
+    pub job: TaskId,
     /// Where it stands.
     pub state: JobState,
     /// The current generation.
@@ -356,6 +371,10 @@ pub struct ShowLine {
     pub clock: Clock,
     /// The wall clock of whoever took it.
     pub submitted_at: String,
+    /// How many elements are in each state, and which, where it is an array as a whole: attempts
+    /// and results are shown with each element.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub elements: BTreeMap<JobState, ElementsShown>,
     /// All attempts in order of their dots.
     pub attempts: Vec<AttemptShown>,
     /// All reported results in order of their dots.
@@ -366,6 +385,23 @@ pub struct ShowLine {
     /// What this broker sees at the moment; left out with `facts_only`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<Observed>,
+}
+
+/// The elements of an array that are in one state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElementsShown {
+    /// How many.
+    pub count: u64,
+    /// Which; left out where they lie in more than [`limits::RUNS_SHOWN_MAX`] runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elements: Option<Ranges>,
+}
+
+impl From<&Ranges> for ElementsShown {
+    fn from(elements: &Ranges) -> Self {
+        let few = elements.runs().nth(limits::RUNS_SHOWN_MAX).is_none();
+        Self { count: elements.len(), elements: few.then(|| elements.clone()) }
+    }
 }
 
 /// What one broker sees of a job at the moment.
@@ -457,9 +493,10 @@ impl ShowLine {
         });
         Self {
             kind: "show".into(),
-            job: view.job,
+            job: TaskId::new(view.job, view.element),
             state: view.state,
             generation: view.generation,
+            elements: view.elements.iter().map(|(state, all)| (*state, all.into())).collect(),
             birth: view.birth.clone(),
             owner: view.owner.clone(),
             spec: (*view.spec).clone(),
@@ -480,7 +517,7 @@ pub struct DoneLine {
     #[serde(rename = "type")]
     pub kind: Kind,
     /// The job.
-    pub job: JobId,
+    pub job: TaskId,
     /// Where it stands now.
     pub state: JobState,
 }
@@ -492,7 +529,7 @@ pub struct WhyLine {
     #[serde(rename = "type")]
     pub kind: Kind,
     /// The job.
-    pub job: JobId,
+    pub job: TaskId,
     /// Where it stands.
     pub state: JobState,
     /// Its name for people.
@@ -507,7 +544,8 @@ pub struct WhyLine {
 
 impl From<WhyView> for WhyLine {
     fn from(view: WhyView) -> Self {
-        let WhyView { job, name, state, reasons, running } = view;
+        let WhyView { job, element, name, state, reasons, running } = view;
+        let job = TaskId::new(job, element);
         Self { kind: "why".into(), job, state, name, reasons, running }
     }
 }
@@ -521,38 +559,6 @@ pub struct ExecutorLine {
     /// What the broker sees of it.
     #[serde(flatten)]
     pub view: ExecutorView,
-}
-
-/// A daemon is ready. `type`: `ready`; printed once on stdout.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BrokerReadyLine {
-    /// `ready`.
-    #[serde(rename = "type")]
-    pub kind: Kind,
-    /// True.
-    pub ready: bool,
-    /// The log it writes.
-    pub log: LogId,
-    /// Its process id.
-    pub pid: u32,
-    /// Where it listens.
-    pub listen: Vec<String>,
-}
-
-/// An executor is registered. `type`: `ready`; printed on stdout at each registration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExecutorReadyLine {
-    /// `ready`.
-    #[serde(rename = "type")]
-    pub kind: Kind,
-    /// True.
-    pub ready: bool,
-    /// The executor.
-    pub executor: ExecutorId,
-    /// Its process id.
-    pub pid: u32,
-    /// The broker's address.
-    pub broker: String,
 }
 
 /// What a job needs, in the words of `--needs`; for tables.

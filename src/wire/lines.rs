@@ -1,7 +1,8 @@
 //! JSON Lines with a bound: bytes in, whole lines out.
 //!
 //! Pure. A line ends with `\n` (a `\r` before it is dropped); the last one may lack its end. Blank
-//! lines are passed over. At most [`limits::LINE_BYTES_MAX`] bytes of one line are ever held.
+//! lines are passed over. Lines that end with NUL are taken as they are.
+//! At most [`limits::LINE_BYTES_MAX`] bytes of one line are ever held.
 
 use crate::proto::limits;
 
@@ -31,6 +32,8 @@ pub struct Lines {
     searched: usize,
     number: u64,
     skipping: bool,
+    /// Lines end with NUL and are taken as they are.
+    null: bool,
 }
 
 impl Lines {
@@ -38,6 +41,12 @@ impl Lines {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Nothing held; lines end with NUL instead, and are any other bytes, also none.
+    #[must_use]
+    pub fn null() -> Self {
+        Self { null: true, ..Self::default() }
     }
 
     /// The number of the line that `next` returned last, from 1.
@@ -62,10 +71,17 @@ impl Lines {
         self.next_bytes().map(|line| self.text(line?))
     }
 
+    /// Whether a whole line is here.
+    #[must_use]
+    pub fn has_line(&self) -> bool {
+        self.held[self.searched..].contains(&b'\n')
+    }
+
     /// Like [`Lines::next`], for lines of any bytes.
     pub fn next_bytes(&mut self) -> Option<Result<Vec<u8>, LineError>> {
         loop {
-            let end = self.held[self.searched..].iter().position(|byte| *byte == b'\n');
+            let mark = if self.null { 0 } else { b'\n' };
+            let end = self.held[self.searched..].iter().position(|byte| *byte == mark);
             let Some(end) = end.map(|at| at + self.searched) else {
                 self.searched = self.held.len();
                 return self.drop_long();
@@ -87,7 +103,8 @@ impl Lines {
     /// Like [`Lines::rest`], for lines of any bytes.
     pub fn rest_bytes(&mut self) -> Option<Result<Vec<u8>, LineError>> {
         let line = self.held.split_off(self.start);
-        *self = Self { number: self.number, skipping: self.skipping, ..Self::default() };
+        let Self { number, skipping, null, .. } = *self;
+        *self = Self { number, skipping, null, ..Self::default() };
         if line.is_empty() { None } else { self.finish(line) }
     }
 
@@ -100,10 +117,10 @@ impl Lines {
         if std::mem::take(&mut self.skipping) {
             return None;
         }
-        if line.last() == Some(&b'\r') {
+        if !self.null && line.last() == Some(&b'\r') {
             line.pop();
         }
-        if line.iter().all(u8::is_ascii_whitespace) {
+        if !self.null && line.iter().all(u8::is_ascii_whitespace) {
             return None;
         }
         let number = self.number;
@@ -154,6 +171,22 @@ mod tests {
                 Ok("last".to_owned()),
             ];
             assert_eq!(found, expected, "pieces of {cut}");
+        }
+    }
+
+    #[test]
+    fn lines_that_end_with_nul_are_taken_as_they_are() {
+        let text = b"a\nb\r\0\0 \0\xff\0last";
+        for cut in 1..text.len() {
+            let (mut lines, mut found) = (Lines::null(), vec![]);
+            for piece in text.chunks(cut) {
+                lines.push(piece);
+                found.extend(std::iter::from_fn(|| lines.next_bytes()));
+            }
+            found.extend(lines.rest_bytes());
+            let found: Vec<_> = found.into_iter().map(|line| line.expect("short")).collect();
+            assert_eq!(found, [&b"a\nb\r"[..], b"", b" ", b"\xff", b"last"], "pieces of {cut}");
+            assert_eq!(lines.number(), 5);
         }
     }
 

@@ -66,7 +66,7 @@ impl Problem {
     #[must_use]
     pub fn of_refusal(refusal: &Refusal, index: Option<u64>) -> Self {
         let status = match refusal {
-            Refusal::NotFound(_) => 404,
+            Refusal::NotFound(_) | Refusal::NoExecutor(_) => 404,
             Refusal::Spec(_) | Refusal::TooMany { .. } => 422,
             Refusal::QueueFull(_) => 503,
             Refusal::DiskFull => 507,

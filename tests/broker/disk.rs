@@ -117,7 +117,9 @@ fn a19_a_full_disk_refuses_what_is_new_and_serves_what_is_there() {
     assert_holds(&http, &jobs);
     assert_eq!(http.get("/v1/status").status, 200);
     assert_eq!(http.get("/healthz").json()["ok"], true);
-    assert_eq!(http.get("/readyz").status, 507);
+    let unready = http.get("/readyz");
+    assert_eq!((unready.status, &unready.json()["code"]), (503, &json!("disk-full")));
+    assert!(http.get("/metrics").text().contains("ucp_store_disk{state=\"full\"} 1\n"));
     assert_eq!(http.get(&format!("/v1/jobs/{running}")).json()["state"], "running");
     assert_eq!(http.get(&format!("/v1/jobs/{running}/why")).status, 200);
     assert_eq!(http.get("/v1/executors").lines().len(), 1);
@@ -125,8 +127,9 @@ fn a19_a_full_disk_refuses_what_is_new_and_serves_what_is_there() {
     let load = hello("van", 1).load;
     executor.say(&ucp::proto::message::ExecutorMessage::Heartbeat { load, draining: false });
     assert!(executor.hear().is_some(), "it is heard");
-    let cancel = http.ask("POST", &format!("/v1/jobs/{running}/cancel"), "", b"");
-    assert_eq!(cancel.status, 507);
+    for order in [format!("jobs/{running}/cancel"), "executors/van-00000001/lost".into()] {
+        assert_eq!(http.ask("POST", &format!("/v1/{order}"), "", b"").status, 507, "{order}");
+    }
     let content = vec![7; 3_000_000];
     let blob = format!("/v1/blobs/{}", Digest::of(&content));
     assert_eq!(http.ask("PUT", &blob, "", &content).status, 507);

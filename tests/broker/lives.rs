@@ -182,7 +182,7 @@ fn the_supervisor_is_told() {
     assert!(told().starts_with("READY=1\nSTATUS="));
     assert_eq!(broker.line()["ready"], true);
     broker.signal(Signal::SIGTERM);
-    assert_eq!(told(), "STOPPING=1\n");
+    assert_eq!(told(), "STOPPING=1\nSTATUS=stopping\n");
     assert!(broker.wait().success());
 }
 

@@ -154,6 +154,7 @@ fn long_output_flows_within_its_window_and_ends_as_the_blob_says() {
         generation: order.generation,
         result,
         clock: ucp::proto::clock::Clock::default(),
+        took_us: None,
     };
     executor.say(&ExecutorMessage::Result(Box::new(message)));
     let ([stdout, stderr], result) = reading.join().expect("the reader ends");

@@ -11,6 +11,7 @@ use ucp::proto::id::Incarnation;
 use ucp::proto::message::{
     BrokerMessage, ExecutorMessage, Hello, ResultMessage, SESSION_VERSION, StartOrder,
 };
+use ucp::proto::ranges::Ranges;
 use ucp::proto::result::JobResult;
 use ucp::proto::units::{Size, Span};
 
@@ -239,6 +240,7 @@ impl Played {
             generation: order.generation,
             result,
             clock: Clock::default(),
+            took_us: None,
         };
         self.say(&ExecutorMessage::Result(Box::new(message)));
     }
@@ -249,8 +251,10 @@ impl Played {
         let attempt = order.attempt.clone();
         loop {
             match self.hear() {
-                Some(BrokerMessage::Acknowledged { attempt: acknowledged }) => {
-                    assert_eq!(acknowledged, attempt);
+                Some(BrokerMessage::Acknowledged { attempt: acknowledged, elements }) => {
+                    assert_eq!(acknowledged.dot, attempt.dot);
+                    let one = attempt.element.map(Ranges::one);
+                    assert_eq!((acknowledged.element, elements), (None, one));
                     return;
                 }
                 Some(BrokerMessage::Unfollow { .. } | BrokerMessage::Heard) => {}

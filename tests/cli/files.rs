@@ -355,9 +355,12 @@ fn each_job_of_many_has_a_directory_and_its_result_comes_after_its_files() {
     let mut stdin = each.stdin.take().expect("it is piped");
     stdin.write_all(b"one\n\ntwo\n").expect("written");
     drop(stdin);
-    for _ in 0..2 {
-        let order = executor.start();
-        executor.report(&order, result.clone());
+    let mut reported = 0;
+    while reported < 2 {
+        for order in executor.start().each() {
+            executor.report(&order, result.clone());
+            reported += 1;
+        }
     }
     let output = each.wait_with_output().expect("it ends");
     assert!(output.status.success());

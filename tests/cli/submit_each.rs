@@ -186,3 +186,57 @@ fn a_reader_that_goes_away_ends_the_filter_quietly() {
     let output = each.wait_with_output().expect("it ended");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
+
+#[test]
+fn items_may_end_with_nul_and_replace_another_text() {
+    let env = TestEnv::new();
+    let _broker = env.broker();
+    let _executor = env.executor("one", 2);
+    let script = "printf '<%s>' \"$1\" \"$UCP_JOB_ITEM\"";
+    let flags = ["--each", "-0", "-I", "%%", "--keep-order", "--", "sh", "-c", script, "{}", "a%%"];
+    let items = b"two\nlines\0\0 x \r\0\xff\0last".to_vec();
+    let output = env.submit().args(flags).write_stdin(items).assert().success().stderr("");
+    let lines = parsed(&output.get_output().stdout);
+    let shown: Vec<_> = lines.iter().map(|l| (&l["index"], &l["item"], &l["stdout"])).collect();
+    let text = |text: &str| Value::from(text);
+    assert_eq!(shown[0], (&1.into(), &text("two\nlines"), &text("<atwo\nlines><two\nlines>")));
+    assert_eq!(shown[1], (&2.into(), &text(""), &text("<a><>")));
+    assert_eq!(shown[2], (&3.into(), &text(" x \r"), &text("<a x \r>< x \r>")));
+    assert_eq!((shown[3].1, &lines[3]["item_encoding"]), (&text("/w=="), &text("base64")));
+    assert_eq!(lines[3]["encoding"], "base64");
+    assert_eq!(shown[4], (&5.into(), &text("last"), &text("<alast><last>")));
+    assert_eq!(shown.len(), 5);
+}
+
+#[test]
+fn results_keep_the_order_of_their_lines_if_asked() {
+    let env = TestEnv::new();
+    let _broker = env.broker();
+    let _executor = env.executor("one", 4);
+    let (go, seen) = (env.path("go").display().to_string(), env.path("seen").display().to_string());
+    // The first line ends last; a bad one in between holds nothing up.
+    let wait =
+        format!("echo $1 >> {seen}; test $1 != 1 || until test -e {go}; do sleep 0.01; done");
+    let job = |number: u32| {
+        let command = ["sh", "-c", &wait, "sh", &number.to_string()].map(str::to_owned);
+        serde_json::json!({ "command": command }).to_string()
+    };
+    let jobs = [job(1), job(2), "no json".to_owned(), job(4), job(5)].join("\n");
+    let mut jsonl = env.command("ucp-submit");
+    let jsonl = jsonl.args(["--jsonl", "--keep-order"]).stdin(Stdio::piped());
+    let jsonl = jsonl.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut jsonl = jsonl.spawn().expect("it starts");
+    let mut stdin = jsonl.stdin.take().expect("it is piped");
+    stdin.write_all(jobs.as_bytes()).expect("written");
+    drop(stdin);
+    let succeeded = || {
+        let rows = env.run("ucp-submit", &["list", "--state", "succeeded", "--json"]).stdout;
+        parsed(&rows).len()
+    };
+    wait_until("the others have ended", || (succeeded() == 3).then_some(()));
+    std::fs::write(&go, "").expect("a file");
+    let output = jsonl.wait_with_output().expect("it ends");
+    let indices: Vec<_> =
+        parsed(&output.stdout).iter().map(|line| line["index"].as_u64().expect("one")).collect();
+    assert_eq!((indices, output.status.code()), (vec![1, 2, 4, 5], Some(65)));
+}

@@ -173,9 +173,14 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts a command.
-    pub fn start(mut command: Command, stderr: &Path) -> Self {
+    pub fn start(command: Command, stderr: &Path) -> Self {
+        Self::start_with(command, Stdio::null(), stderr)
+    }
+
+    /// Starts a command with something as its standard input.
+    pub fn start_with(mut command: Command, stdin: Stdio, stderr: &Path) -> Self {
         let log = File::options().create(true).append(true).open(stderr).expect("a log file");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().expect("it starts");
         let stdout = child.stdout.take().expect("stdout is piped");
         let (sender, lines) = channel();

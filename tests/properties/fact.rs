@@ -44,7 +44,7 @@ fn results() -> impl Strategy<Value = JobResult> {
 }
 
 fn attempts() -> impl Strategy<Value = (AttemptId, ExecutorId)> {
-    (dots().prop_map(AttemptId), executors())
+    (dots().prop_map(AttemptId::from), executors())
 }
 
 fn bodies() -> impl Strategy<Value = Body> {
@@ -54,7 +54,7 @@ fn bodies() -> impl Strategy<Value = Body> {
         || {
             let unproven = proptest::option::of(words());
             (attempts(), words(), unproven).prop_map(|((attempt, executor), reason, unproven)| {
-                Ending { attempt, executor, reason, unproven }
+                Ending { attempt, executor, reason, unproven, unbegun: false }
             })
         };
     prop_oneof![
@@ -67,17 +67,25 @@ fn bodies() -> impl Strategy<Value = Body> {
                 Body::Joined(Joined { name, fold_version, continues })
             }
         ),
-        proptest::collection::vec("\\PC{1,20}", 1..4).prop_map(|command| {
-            let spec = Arc::new(JobSpec::command(command));
-            Body::Submitted(Submitted { spec, retention_ms: 7 })
-        }),
+        (proptest::collection::vec("\\PC{1,20}", 1..4), proptest::option::of(0_u64..1 << 50))
+            .prop_map(|(command, began_us)| {
+                let spec = Arc::new(JobSpec::command(command));
+                Body::Submitted(Submitted { spec, retention_ms: 7, began_us })
+            }),
         (executors(), any::<u64>(), 1_u64..1 << 50)
             .prop_map(|(executor, life, fence)| Body::Deployed(Deployed { executor, life, fence })),
         ending().prop_map(Body::Lost),
         ending().prop_map(Body::Revoked),
         (attempts(), results()).prop_map(|((attempt, executor), result)| {
             let (digest, clock) = (result.digest(), Clock::new());
-            Body::Reported(Arc::new(Reported { attempt, executor, digest, result, clock }))
+            Body::Reported(Arc::new(Reported {
+                attempt,
+                executor,
+                digest,
+                result,
+                runs: vec![],
+                clock,
+            }))
         }),
         (attempts(), dots(), any::<bool>(), 1_u64..99).prop_map(
             |((attempt, _), reported, success, fence)| {
@@ -107,6 +115,7 @@ fn facts() -> impl Strategy<Value = Fact> {
             job: about_job.then_some(job),
             birth: about_job.then_some(birth),
             generation: if about_job { generation } else { 0 },
+            elements: None,
             at: "2026-01-01T00:00:00.000Z".to_owned(),
             body,
         }

@@ -39,7 +39,16 @@ impl Writer {
         clock.raise_to(&dot);
         let birth = self.facts.birth().or(Some(&dot)).cloned();
         let at = String::new();
-        let fact = Fact { dot: dot.clone(), clock, job: Some(JOB), birth, generation, at, body };
+        let fact = Fact {
+            dot: dot.clone(),
+            clock,
+            job: Some(JOB),
+            birth,
+            generation,
+            elements: None,
+            at,
+            body,
+        };
         assert!(self.facts.insert(Arc::new(fact)));
         dot
     }
@@ -109,7 +118,7 @@ impl Writer {
         let attempts: Vec<_> = self.facts.deployed().collect();
         let index = usize::try_from(rng.below(attempts.len() as u64)).expect("small");
         let (fact, _) = attempts.get(index)?;
-        Some((AttemptId(fact.dot.clone()), fact.generation))
+        Some((AttemptId::from(fact.dot.clone()), fact.generation))
     }
 
     fn report(&mut self, rng: &mut Rng) {
@@ -125,7 +134,7 @@ impl Writer {
         }
         let executor = "executor-1".parse().expect("a name");
         let clock = ucp::proto::clock::Clock::new();
-        let body = Reported { attempt, executor, digest, result, clock };
+        let body = Reported { attempt, executor, digest, result, runs: vec![], clock };
         self.write(generation, Body::Reported(Arc::new(body)));
     }
 
@@ -135,10 +144,11 @@ impl Writer {
         let generation = self.facts.generation();
         let executor = "executor-1".parse().expect("a name");
         let body = Ending {
-            attempt: AttemptId(dot.clone()),
+            attempt: AttemptId::from(dot.clone()),
             executor,
             reason: "lost".into(),
             unproven: None,
+            unbegun: rng.chance(30),
         };
         let body = if rng.chance(50) { Body::Lost(body) } else { Body::Revoked(body) };
         self.write(generation, body);
@@ -157,7 +167,8 @@ fn history(seed: u64) -> Vec<Arc<Fact>> {
     };
     let births = 1 + usize::from(rng.chance(20));
     for writer in writers.iter_mut().take(births) {
-        let body = Submitted { spec: Arc::new(spec.clone()), retention_ms: 0 };
+        let spec = Arc::new(spec.clone());
+        let body = Submitted { spec, retention_ms: 0, began_us: None };
         writer.write(1, Body::Submitted(body));
     }
     for _ in 0..rng.below(60) {

@@ -25,7 +25,8 @@ pub fn log_of(name: &str, length: u64) -> Vec<SealedFact> {
             continues: None,
         });
         let at = "2026-01-01T00:00:00.000Z".to_owned();
-        let fact = Fact { dot, clock, job: None, birth: None, generation: 0, at, body };
+        let fact =
+            Fact { dot, clock, job: None, birth: None, generation: 0, elements: None, at, body };
         let line: Arc<str> = fact.to_line().into();
         chain = chain_next(&chain, &line);
         facts.push(SealedFact { fact: Arc::new(fact), line, chain });

@@ -76,9 +76,13 @@ impl BrokerHost {
     }
 }
 
+/// Ends of elements that are told to a client before it took any.
+pub const ELEMENTS_TOLD_MAX: usize = 4;
+
 /// How this simulation's brokers are set.
 pub fn config() -> BrokerConfig {
-    BrokerConfig { name: "north".into(), ..BrokerConfig::default() }
+    let elements_told_max = ELEMENTS_TOLD_MAX;
+    BrokerConfig { name: "north".into(), elements_told_max, ..BrokerConfig::default() }
 }
 
 impl World {
@@ -245,6 +249,9 @@ impl World {
                 Output::Reply { request, reply } => {
                     trace!(self, "broker replies {request:?} {reply:?}");
                     self.checks.reply_leaves(&reply);
+                    if self.checks.told_to(request, &reply) {
+                        self.counters.count(Sometimes::CreditUsedUp);
+                    }
                     self.reply_leaves(request, reply);
                 }
                 Output::Send { session, message } => {

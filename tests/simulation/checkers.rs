@@ -7,13 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ucp::proto::capability::Capability;
 use ucp::proto::event::Batch;
-use ucp::proto::fact::{Body, Fact, SealedFact};
-use ucp::proto::id::{AttemptId, Digest, JobId, LogId};
+use ucp::proto::fact::{Body, Deployed, Fact, Reported, SealedFact};
+use ucp::proto::id::{AttemptId, Digest, ExecutorId, JobId, LogId, RequestId, TaskId};
 use ucp::proto::time::Monotonic;
 use ucp::proto::view::JobState;
 
-use super::history::{AttemptBook, End, History};
+use super::deadlines::Deadlines;
+use super::history::{AttemptBook, Book, End, History};
 use super::oracle::Oracle;
 use super::queueing::Waiting;
 
@@ -42,16 +44,21 @@ pub struct Checks {
     /// Attempts whose result was acknowledged to the executor, likewise.
     pub acknowledged_results: BTreeSet<AttemptId>,
     /// How each generation ended, as told to clients.
-    pub told: BTreeMap<(JobId, u32), (JobState, Option<Digest>)>,
+    pub told: BTreeMap<(TaskId, u32), (JobState, Option<Digest>)>,
     /// How often each attempt was started.
     pub starts: BTreeMap<AttemptId, u32>,
     /// The contents that each attempt produced.
     pub produced: BTreeMap<AttemptId, Vec<Digest>>,
+    /// What each executor has, by its name.
+    pub capabilities: BTreeMap<ExecutorId, Capability>,
     /// Whether what leaves now must say just what the durable facts say.
     pub exact: bool,
+    /// Ends of elements that each request was told and did not take.
+    pub untaken: BTreeMap<RequestId, usize>,
     oracle: Oracle,
     lines: BTreeMap<LogId, Vec<Arc<str>>>,
     waiting: Waiting,
+    deadlines: Deadlines,
 }
 
 impl Checks {
@@ -82,39 +89,110 @@ impl Checks {
         if let Err(text) = self.oracle.written(fact) {
             self.fail("happened-before", text);
         }
+        let tasks = self.held.tasks_of(fact);
         match &fact.body {
-            Body::Deployed(body) => self.check_deployed(fact, body.fence),
+            Body::Deployed(body) => self.check_deployed(fact, body, &tasks),
             Body::Accepted(body) => {
-                self.check_accepted(fact, &body.attempt, &body.digest);
+                for task in tasks {
+                    let attempt = AttemptId::new(body.attempt.dot.clone(), task.element);
+                    self.check_accepted(task, fact, &attempt, &body.digest);
+                }
                 let reported = self.held.holds(&body.reported);
                 self.demand("I3", reported, || format!("{} accepts what is not held", fact.dot));
             }
-            Body::Reported(body) => {
-                let made = self.produced.get(&body.attempt);
-                let real = made.is_some_and(|made| made.contains(&body.digest));
-                self.demand("I3", real, || format!("{} reports what nobody made", fact.dot));
-                let digest = body.result.digest() == body.digest;
-                self.demand("I3", digest, || format!("{} has a wrong digest", fact.dot));
-                let book = fact.job.and_then(|job| self.held.jobs.get(&job));
-                let twice = book.is_some_and(|book| {
-                    book.reports.iter().any(|(a, d, _)| *a == body.attempt && *d == body.digest)
-                });
-                self.demand("duplicate", !twice, || format!("{} reports twice", fact.dot));
-            }
+            Body::Reported(body) => self.check_reported(fact, body, &tasks),
             _ => {}
         }
         if let Err(text) = self.waiting.written(mono, fact, &self.held) {
             self.fail("I8", text);
+        }
+        if let Err(text) = self.deadlines.written(mono, fact, &self.held) {
+            self.fail("deadline", text);
         }
         if let Err(error) = self.held.apply_written(sealed) {
             self.fail("log-sequence", error.to_string());
         }
     }
 
-    /// I6: a further attempt in a generation needs the end of the one before.
-    fn check_deployed(&mut self, fact: &Fact, fence: u64) {
-        let Some(book) = fact.job.and_then(|job| self.held.jobs.get(&job)) else {
-            return self.fail("I6", format!("{} deploys a job that is not held", fact.dot));
+    /// I3: what is reported was made, of every element that the fact covers; and each once.
+    fn check_reported(&mut self, fact: &Fact, body: &Reported, tasks: &[TaskId]) {
+        let dot = &fact.dot;
+        for task in tasks {
+            let attempt = AttemptId::new(body.attempt.dot.clone(), task.element);
+            let made = self.produced.get(&attempt);
+            let real = made.is_some_and(|made| made.contains(&body.digest));
+            self.demand("I3", real, || format!("{dot} reports of {task} what nobody made"));
+            let told = fact.report(task.element);
+            let same = told.as_ref().is_some_and(|told| {
+                told.attempt == attempt
+                    && told.digest == body.digest
+                    && told.result.digest() == body.digest
+            });
+            self.demand("I3", same, || format!("{dot} says of {task} {told:?}"));
+            let book = self.held.tasks.get(task);
+            let twice = book.is_some_and(|book| {
+                book.reports.iter().any(|(a, d, _)| *a == attempt && *d == body.digest)
+            });
+            self.demand("duplicate", !twice, || format!("{dot} reports {attempt} twice"));
+        }
+    }
+
+    /// I6: a further attempt in a generation needs the end of the one before; the fence is the
+    /// next after the greatest of all that the fact covers.
+    fn check_deployed(&mut self, fact: &Fact, body: &Deployed, tasks: &[TaskId]) {
+        let mut most = 0;
+        for task in tasks {
+            let fences = self.check_deployed_task(fact, *task);
+            most = most.max(fences);
+        }
+        let (dot, fence) = (&fact.dot, body.fence);
+        self.demand("fence", fence == most + 1, || format!("{dot} has fence {fence} after {most}"));
+        let lost = |task: &TaskId| {
+            let book = self.held.tasks.get(task);
+            let of_generation = |a: &&AttemptBook| a.generation == fact.generation && !a.reported;
+            let mut ended = book.into_iter().flat_map(|book| book.attempts.iter());
+            ended.any(|a| of_generation(&a) && a.end == Some(End::Lost))
+        };
+        if tasks.iter().any(lost) {
+            self.check_cautious(fact, body, tasks);
+        }
+    }
+
+    /// What lost an executor before is deployed by itself, and only where it begins at once: it
+    /// is not to be counted among those that take executors down only as it stood behind them.
+    fn check_cautious(&mut self, fact: &Fact, body: &Deployed, tasks: &[TaskId]) {
+        let dot = &fact.dot;
+        let alone = tasks.len() == 1;
+        self.demand("cautious", alone, || format!("{dot} deploys more than one that lost before"));
+        let cores = |task: &TaskId| {
+            let spec = self.held.tasks.get(task).and_then(|book| book.spec.as_ref());
+            spec.map_or(1, |spec| u64::from(spec.needs.cores))
+        };
+        let there = |a: &AttemptBook| a.executor == body.executor && a.end.is_none();
+        let over = |book: &Book, a: &AttemptBook| {
+            let open = book.state_of(a.generation) == JobState::Running;
+            !(open && a.generation == book.generation)
+        };
+        let taken: u64 = self
+            .held
+            .tasks
+            .iter()
+            .flat_map(|(task, book)| book.attempts.iter().map(move |a| (task, book, a)))
+            .filter(|(_, book, a)| there(a) && !over(book, a))
+            .map(|(task, ..)| cores(task))
+            .sum();
+        let needed: u64 = tasks.iter().map(cores).sum();
+        let slots = self.capabilities.get(&body.executor).map_or(0, |has| u64::from(has.slots));
+        self.demand("cautious", taken + needed <= slots, || {
+            format!("{dot} waits behind others: {needed} slots beside {taken} of {slots}")
+        });
+    }
+
+    /// The greatest fence of the task's attempts.
+    fn check_deployed_task(&mut self, fact: &Fact, task: TaskId) -> u64 {
+        let Some(book) = self.held.tasks.get(&task).filter(|book| book.birth.is_some()) else {
+            self.fail("I6", format!("{} deploys {task}, which is not held", fact.dot));
+            return 0;
         };
         let current = book.generation == fact.generation;
         let state = book.state();
@@ -132,18 +210,28 @@ impl Checks {
         });
         let most = book.attempts.iter().map(|a| a.fence).max().unwrap_or(0);
         let dot = &fact.dot;
-        self.demand("I6", current, || format!("{dot} deploys in another generation"));
-        self.demand("I6", double.is_none(), || format!("{dot} deploys while {double:?} lives"));
-        self.demand("I6", state == JobState::Waiting, || format!("{dot} deploys a {state:?} job"));
-        let times = || format!("{dot} goes on after {failed} failures and {lost} losses");
+        self.demand("I6", current, || format!("{dot} deploys {task} in another generation"));
+        self.demand("I6", double.is_none(), || {
+            format!("{dot} deploys {task} while {double:?} lives")
+        });
+        self.demand("I6", state == JobState::Waiting, || {
+            format!("{dot} deploys {task}, which is {state:?}")
+        });
+        let times = || format!("{dot}: {task} goes on after {failed} failures and {lost} losses");
         self.demand("I6", allowed, times);
-        self.demand("fence", fence == most + 1, || format!("{dot} has fence {fence} after {most}"));
+        most
     }
 
     /// At most one accept in a generation of one history, and it is of a real attempt.
-    pub fn check_accepted(&mut self, fact: &Fact, attempt: &AttemptId, digest: &Digest) {
-        let Some(book) = fact.job.and_then(|job| self.held.jobs.get(&job)) else {
-            return self.fail("I3", format!("{} accepts for a job that is not held", fact.dot));
+    pub fn check_accepted(
+        &mut self,
+        task: TaskId,
+        fact: &Fact,
+        attempt: &AttemptId,
+        digest: &Digest,
+    ) {
+        let Some(book) = self.held.tasks.get(&task) else {
+            return self.fail("I3", format!("{} accepts for {task}, not held", fact.dot));
         };
         let accepted = book.outcomes.get(&fact.generation).and_then(|o| o.accepted.as_ref());
         let first = accepted.map(|(attempt, ..)| attempt.clone());
@@ -184,14 +272,18 @@ impl Checks {
         let fits = touched == rows && rows.len() == batch.rows.len();
         self.demand("rows", fits, || format!("rows {rows:?} for facts about {touched:?}"));
         for row in &batch.rows {
-            let Some(book) = self.held.jobs.get(&row.job) else { continue };
-            let state = book.birth.as_ref().map(|_| book.state());
-            let digest = book.outcome().accepted.map(|(_, digest, _)| digest);
-            let same = row.birth == book.birth
+            let state = self.held.state(row.job.into());
+            let books = || self.held.of_job(row.job).map(|(_, book)| book);
+            let birth = books().find_map(|book| book.birth.clone());
+            let generation = books().map(|book| book.generation).max().unwrap_or(0);
+            // An array has many results, so none of them stands in its row.
+            let plain = self.held.tasks.get(&row.job.into());
+            let digest = plain.and_then(|book| book.outcome().accepted.map(|(_, d, _)| d));
+            let same = row.birth == birth
                 && row.state == state
-                && (state.is_none() || row.generation == book.generation)
+                && (state.is_none() || row.generation == generation)
                 && row.digest == digest;
-            let told = format!("{state:?} in {}, {digest:?}", book.generation);
+            let told = format!("{state:?} in {generation}, {digest:?}");
             self.demand("rows", same, || format!("{row:?}, but the facts say {told}"));
         }
     }
@@ -220,9 +312,9 @@ impl Checks {
             Err(error) => self.fail("log-sequence", error.to_string()),
         }
         let durable = &self.durable;
-        self.acknowledged.retain(|job| durable.jobs.get(job).is_some_and(|b| b.birth.is_some()));
+        self.acknowledged.retain(|job| durable.is_submitted(*job));
         let reported: BTreeSet<&AttemptId> =
-            durable.jobs.values().flat_map(|b| b.reports.iter().map(|(a, ..)| a)).collect();
+            durable.tasks.values().flat_map(|b| b.reports.iter().map(|(a, ..)| a)).collect();
         self.acknowledged_results.retain(|attempt| reported.contains(attempt));
         self.told.clear();
     }
@@ -232,25 +324,39 @@ impl Checks {
         self.waiting.overtakings
     }
 
+    /// Deadlines that a life took over from the one before, and ended.
+    pub fn deadlines_carried_on(&self) -> u64 {
+        self.deadlines.carried_on
+    }
+
     /// A life of the broker begins with what is durable; `mono` is its opening.
     pub fn life(&mut self, mono: Monotonic) {
         self.held = self.durable.clone();
+        self.untaken.clear();
         self.oracle.life(&self.durable);
         self.waiting.life(mono, &self.durable);
+        self.deadlines.life(mono);
         self.check_promises();
     }
 
     /// I1 and I4: whatever was acknowledged is durable.
     pub fn check_promises(&mut self) {
-        let held = |job: &&JobId| self.durable.jobs.get(job).is_some_and(|b| b.birth.is_some());
+        let held = |job: &&JobId| self.durable.is_submitted(**job);
         if let Some(job) = self.acknowledged.iter().find(|job| !held(job)) {
             return self.fail("I1", format!("job {job} was acknowledged and is not durable"));
         }
         let reported: BTreeSet<&AttemptId> =
-            self.durable.jobs.values().flat_map(|b| b.reports.iter().map(|(a, ..)| a)).collect();
+            self.durable.tasks.values().flat_map(|b| b.reports.iter().map(|(a, ..)| a)).collect();
         let lost = self.acknowledged_results.iter().find(|attempt| !reported.contains(attempt));
         if let Some(attempt) = lost {
             self.fail("I4", format!("the result of {attempt} was acknowledged, is not durable"));
+        }
+    }
+
+    /// A client says how many ends of elements it took.
+    pub fn taken_arrives(&mut self, request: RequestId, count: usize) {
+        if let Some(untaken) = self.untaken.get_mut(&request) {
+            *untaken = untaken.saturating_sub(count);
         }
     }
 
@@ -260,9 +366,9 @@ impl Checks {
         *starts += 1;
         let starts = *starts;
         self.demand("I6", starts == 1, || format!("{attempt} was started {starts} times"));
-        let durable = self.durable.holds(&attempt.0);
-        let ever = self.lines.get(&attempt.0.log).map_or(0, |lines| lines.len() as u64);
-        let known = durable || ever >= attempt.0.seq;
+        let durable = self.durable.holds(&attempt.dot);
+        let ever = self.lines.get(&attempt.dot.log).map_or(0, |lines| lines.len() as u64);
+        let known = durable || ever >= attempt.dot.seq;
         self.demand("durable-first", known, || format!("{attempt} runs, no fact of it is durable"));
     }
 }

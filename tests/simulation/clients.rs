@@ -2,12 +2,15 @@
 //! impatient, and repeat with the same ids what was not answered.
 //!
 //! Each operation is one request at a time; a repeated one is a further *attempt* of it, and what
-//! still comes for an older attempt is not heard.
+//! still comes for an older attempt is not heard. Who is told the ends of an array's elements says
+//! now and then how many it has taken.
 
 use ucp::proto::event::{Input, JobRef, Refusal, Reply, Request, Submission};
-use ucp::proto::id::{JobId, RequestId};
-use ucp::proto::view::JobState;
+use ucp::proto::id::{JobId, RequestId, TaskId};
+use ucp::proto::ranges::Ranges;
+use ucp::proto::view::{Ended, JobState};
 
+use super::broker_host::ELEMENTS_TOLD_MAX;
 use super::cluster::World;
 use super::counters::Sometimes;
 use super::queue::{Draw, Event};
@@ -18,14 +21,19 @@ use super::workload;
 const OPEN_MAX: usize = 6;
 /// Plans of one seed.
 const PLANS_MAX: usize = 120;
+/// Ends of elements after which a client says at the latest that it took them: not more than the
+/// broker tells without that (broker_host.rs).
+const TAKEN_LATEST: usize = ELEMENTS_TOLD_MAX;
 
 /// How far a submission has come for its client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stage {
     /// Not answered.
     Sent,
     /// Acknowledged as this job; its end is waited for.
     Watched(JobId),
+    /// Acknowledged as this array; the ends of these elements are waited for.
+    Elements { job: JobId, left: Ranges },
     /// Nothing more is wanted.
     Over,
 }
@@ -35,12 +43,12 @@ pub enum Stage {
 pub enum Kind {
     /// Submissions, each with its stage.
     Submit { submissions: Vec<Submission>, stages: Vec<Stage>, watch: bool },
-    /// Waits for the end of a job.
-    Watch { job: JobId },
-    /// Cancels a job.
-    Cancel { job: JobId },
-    /// Runs a job again.
-    Rerun { job: JobId },
+    /// Waits for the end of a job or an element, or of an array for those of the elements `left`.
+    Watch { task: TaskId, left: Option<Ranges> },
+    /// Cancels a job or an element.
+    Cancel { task: TaskId },
+    /// Runs a job or an element again.
+    Rerun { task: TaskId },
     /// Asks once.
     Query(Request),
 }
@@ -58,6 +66,8 @@ pub struct Op {
     request: Option<(u32, RequestId)>,
     last_reply: u64,
     replies_left: u32,
+    /// Ends of elements that the client was told and has not said to have taken.
+    untaken: usize,
 }
 
 impl World {
@@ -81,14 +91,15 @@ impl World {
         } else {
             Some(self.known_jobs[self.rng.place(known)])
         };
-        let kind = match (self.rng.below(100), job) {
+        let task = job.map(|job| self.draw_task(job));
+        let kind = match (self.rng.below(100), task) {
             (0..45, _) | (_, None) if self.plans.len() < PLANS_MAX => self.draw_submit(),
             (_, None) => return,
-            (0..45, Some(job)) => Kind::Query(self.draw_query(job)),
-            (45..55, Some(job)) => Kind::Watch { job },
-            (55..65, Some(job)) => Kind::Cancel { job },
-            (65..72, Some(job)) => Kind::Rerun { job },
-            (_, Some(job)) => Kind::Query(self.draw_query(job)),
+            (0..45, Some(task)) => Kind::Query(self.draw_query(task)),
+            (45..55, Some(task)) => Kind::Watch { task, left: None },
+            (55..65, Some(task)) => Kind::Cancel { task },
+            (65..72, Some(task)) => Kind::Rerun { task },
+            (_, Some(task)) => Kind::Query(self.draw_query(task)),
         };
         self.ops.push(Op {
             client,
@@ -98,12 +109,25 @@ impl World {
             request: None,
             last_reply: 0,
             replies_left: u32::MAX,
+            untaken: 0,
         });
         self.send_op(self.ops.len() - 1);
     }
 
-    fn draw_query(&mut self, job: JobId) -> Request {
-        let text = job.to_string();
+    /// The job, or of an array sometimes one element, which perhaps it has not.
+    fn draw_task(&mut self, job: JobId) -> TaskId {
+        let Some(all) = self.known_arrays.get(&job) else { return job.into() };
+        let numbers: Vec<u64> = all.iter().collect();
+        let element = match self.rng.below(100) {
+            0..40 => None,
+            40..98 => Some(*self.rng.pick(&numbers)),
+            _ => Some(1_000 + self.rng.below(2)),
+        };
+        TaskId::new(job, element)
+    }
+
+    fn draw_query(&mut self, task: TaskId) -> Request {
+        let text = task.to_string();
         let from = *self.rng.pick(&[0, 0, 24]);
         let job = JobRef(text[from..].to_owned());
         match self.rng.below(10) {
@@ -162,6 +186,10 @@ impl World {
         let delay = self.net.delay(&mut self.rng);
         let entry = &mut self.ops[op];
         entry.attempt += 1;
+        entry.untaken = 0;
+        if let Kind::Watch { left, .. } = &mut entry.kind {
+            *left = None;
+        }
         let attempt = entry.attempt;
         entry.replies_left =
             if breaks { u32::try_from(breaks_after).unwrap_or(0) } else { u32::MAX };
@@ -204,18 +232,20 @@ impl World {
     }
 
     fn request_of(&self, op: usize) -> Request {
-        let name = |job: &JobId| JobRef(job.to_string());
+        let name = |task: &TaskId| JobRef(task.to_string());
         match &self.ops[op].kind {
             Kind::Submit { submissions, stages, watch } => {
                 let open = submissions.iter().zip(stages).filter(|(_, s)| **s != Stage::Over);
                 let submissions = open.map(|(submission, _)| submission.clone()).collect();
                 Request::Submit { submissions, watch: *watch }
             }
-            Kind::Watch { job } => {
-                Request::Watch { job: name(job), attempts: op.is_multiple_of(2) }
+            Kind::Watch { task, .. } => {
+                Request::Watch { job: name(task), attempts: op.is_multiple_of(2) }
             }
-            Kind::Cancel { job } => Request::Cancel { job: name(job), reason: "enough".to_owned() },
-            Kind::Rerun { job } => Request::Rerun { job: name(job), reason: "again".to_owned() },
+            Kind::Cancel { task } => {
+                Request::Cancel { job: name(task), reason: "enough".to_owned() }
+            }
+            Kind::Rerun { task } => Request::Rerun { job: name(task), reason: "again".to_owned() },
             Kind::Query(request) => request.clone(),
         }
     }
@@ -258,11 +288,69 @@ impl World {
         }
         let done = match &self.ops[op].kind {
             Kind::Submit { .. } => self.submission_answered(op, reply),
-            Kind::Watch { .. } => matches!(reply, Reply::Ended(_) | Reply::Refused { .. }),
+            Kind::Watch { .. } => self.watch_answered(op, reply),
             _ => true,
         };
+        if let Reply::Ended(ended) = reply
+            && ended.element.is_some()
+            && !done
+        {
+            self.take_told(op);
+        }
         if done {
             self.finish_op(op);
+        }
+    }
+
+    /// Says now and then how many ends of elements were taken; always before no more would come.
+    fn take_told(&mut self, op: usize) {
+        let enough = self.rng.range(1, TAKEN_LATEST as u64);
+        let delay = self.net.delay(&mut self.rng);
+        let entry = &mut self.ops[op];
+        entry.untaken += 1;
+        let Some((life, request)) = entry.request else { return };
+        if entry.untaken as u64 >= enough {
+            let count = std::mem::take(&mut entry.untaken);
+            self.queue.push(self.now + delay, Event::TakenArrives { life, request, count });
+        }
+    }
+
+    /// The broker learns how many ends of elements a client has taken.
+    pub fn taken_arrives(&mut self, life: u32, request: RequestId, count: usize) {
+        if life == self.broker.life && self.broker.requests.contains_key(&request) {
+            let body = Request::Taken { count };
+            self.checks.taken_arrives(request, count);
+            self.tell_broker(Input::Request { request, body });
+        }
+    }
+
+    fn watch_answered(&mut self, op: usize, reply: &Reply) -> bool {
+        let Kind::Watch { task, left } = &mut self.ops[op].kind else { return true };
+        match (reply, left) {
+            (Reply::Watched { elements }, left) => {
+                let all = self.known_arrays.get(&task.job).cloned().unwrap_or_default();
+                let right = all.len() == *elements && task.element.is_none();
+                *left = Some(all);
+                self.checks.demand("array", right, || format!("{elements} elements of it"));
+                false
+            }
+            (Reply::Ended(ended), Some(left)) => {
+                self.counters.count(Sometimes::ElementTold);
+                let Some(element) = ended.element.filter(|element| left.contains(*element)) else {
+                    let text = format!("{task}: told {ended:?} while {left} were to come");
+                    self.checks.fail("told-once", text);
+                    return true;
+                };
+                left.remove(element);
+                left.is_empty()
+            }
+            (Reply::Ended(ended), None) => {
+                let right = TaskId::new(ended.job, ended.element) == *task;
+                self.checks.demand("told-once", right, || format!("{ended:?} by surprise"));
+                true
+            }
+            (Reply::Refused { .. }, _) => true,
+            _ => false,
         }
     }
 
@@ -271,7 +359,7 @@ impl World {
             return true;
         };
         match reply {
-            Reply::Submitted { index, job, known } => {
+            Reply::Submitted { index, job, known, .. } => {
                 let place = usize::try_from(*index).expect("our own index");
                 let submission = &submissions[place];
                 let wanted = match &submission.spec.key {
@@ -279,10 +367,17 @@ impl World {
                     None => submission.id,
                 };
                 let right = wanted.is_none_or(|wanted| wanted == *job);
-                stages[place] = if *watch { Stage::Watched(*job) } else { Stage::Over };
+                stages[place] = match &submission.spec.array {
+                    _ if !*watch => Stage::Over,
+                    Some(all) => Stage::Elements { job: *job, left: all.clone() },
+                    None => Stage::Watched(*job),
+                };
                 let new = !self.known_jobs.contains(job);
                 if new {
                     self.known_jobs.push(*job);
+                    if let Some(all) = &submission.spec.array {
+                        self.known_arrays.insert(*job, all.clone());
+                    }
                 }
                 if *known {
                     self.counters.count(Sometimes::KnownAnswered);
@@ -293,15 +388,37 @@ impl World {
                 stages[usize::try_from(*index).expect("our own index")] = Stage::Over;
             }
             Reply::Refused { index: None, .. } => stages.fill(Stage::Over),
-            Reply::Ended(ended) => {
-                for stage in stages.iter_mut().filter(|s| **s == Stage::Watched(ended.job)) {
-                    *stage = Stage::Over;
-                }
-            }
+            Reply::Ended(ended) => self.end_told(op, ended),
             _ => {}
         }
         let Kind::Submit { stages, .. } = &self.ops[op].kind else { return true };
         stages.iter().all(|stage| *stage == Stage::Over)
+    }
+
+    /// The end of a submitted job or element is told; of one that was submitted twice it counts
+    /// for both.
+    fn end_told(&mut self, op: usize, ended: &Ended) {
+        let Kind::Submit { stages, .. } = &mut self.ops[op].kind else { return };
+        let mut waited_for = false;
+        for stage in stages.iter_mut() {
+            match stage {
+                Stage::Watched(job) if *job == ended.job => *stage = Stage::Over,
+                Stage::Elements { job, left } if *job == ended.job => {
+                    let element = ended.element.unwrap_or(u64::MAX);
+                    waited_for |= left.contains(element);
+                    left.remove(element);
+                    if left.is_empty() {
+                        *stage = Stage::Over;
+                    }
+                }
+                _ => {}
+            }
+        }
+        if ended.element.is_some() {
+            self.counters.count(Sometimes::ElementTold);
+            let twice = || format!("the end of {}/{:?} was told", ended.job, ended.element);
+            self.checks.demand("told-once", waited_for, twice);
+        }
     }
 
     fn finish_op(&mut self, op: usize) {

@@ -4,11 +4,14 @@
 //! Two phases: first everything may break and safety is checked; then nothing breaks any more, all
 //! is brought back, and everything that can end must end (finale.rs).
 
+use std::collections::BTreeMap;
+
 use ucp::proto::capability::Capability;
 use ucp::proto::event::Batch;
 use ucp::proto::fact::{Body, Fact};
-use ucp::proto::id::{ExecutorId, JobId};
+use ucp::proto::id::{AttemptId, ExecutorId, JobId, TaskId};
 use ucp::proto::message::{BrokerMessage, ExecutorMessage};
+use ucp::proto::ranges::Ranges;
 use ucp::proto::rng::Rng;
 use ucp::proto::view::JobState;
 
@@ -19,7 +22,7 @@ use super::counters::{Counters, Sometimes};
 use super::disk::Disk;
 use super::executor_host::ExecutorHost;
 use super::faults::{self, Fault};
-use super::history::{Book, End};
+use super::history::{Book, End, History};
 use super::network::Network;
 use super::queue::{Draw, Event, Queue};
 use super::trace::{Trace, trace};
@@ -65,6 +68,8 @@ pub struct World {
     pub plans: Vec<Plan>,
     pub ops: Vec<Op>,
     pub known_jobs: Vec<JobId>,
+    /// Those of them that are arrays, with their elements.
+    pub known_arrays: BTreeMap<JobId, Ranges>,
     pub checks: Checks,
     pub counters: Counters,
     /// Messages between processes so far.
@@ -110,6 +115,7 @@ impl World {
             plans: Vec::new(),
             ops: Vec::new(),
             known_jobs: Vec::new(),
+            known_arrays: BTreeMap::new(),
             checks: Checks::default(),
             counters: Counters::default(),
             messages: 0,
@@ -125,6 +131,8 @@ impl World {
             disk_us: *rng.pick(&[50, 500, 4_000, 30_000]),
             rng,
         };
+        world.checks.capabilities =
+            world.executors.iter().map(|host| (host.id.clone(), host.capability.clone())).collect();
         if calm {
             world.counters.count(Sometimes::Calm);
         }
@@ -156,6 +164,9 @@ impl World {
                 self.heal();
             }
             self.happen(event);
+        }
+        if self.checks.deadlines_carried_on() > 0 {
+            self.counters.count(Sometimes::DeadlineCarriedOn);
         }
         if self.checks.overtakings() > 0 {
             self.counters.count(Sometimes::Overtaken);
@@ -189,6 +200,10 @@ impl World {
             Event::JobEnd { executor, life, attempt, signal } => {
                 self.job_ends(executor, life, attempt, signal);
             }
+            Event::JobUnfit { executor, life, attempt } => self.job_unfit(executor, life, attempt),
+            Event::TakenArrives { life, request, count } => {
+                self.taken_arrives(life, request, count);
+            }
             Event::ClientActs { client } => self.client_acts(client),
             Event::RequestArrives { op, attempt } => self.request_arrives(op, attempt),
             Event::ReplyArrives { op, attempt, reply } => self.reply_arrives(op, attempt, &reply),
@@ -207,6 +222,7 @@ impl World {
             }
             Event::ExecutorTimer { executor, .. }
             | Event::SpoolDone { executor, .. }
+            | Event::JobUnfit { executor, .. }
             | Event::JobEnd { executor, .. } => *executor,
             _ => return Some(event),
         };
@@ -255,11 +271,18 @@ impl World {
                 self.counters.count(Sometimes::LostAttempt);
                 self.check_loss(fact, &body.executor);
             }
-            let Some(book) = fact.job.and_then(|job| self.checks.held.jobs.get(&job)) else {
-                continue;
-            };
-            let seen = observed(fact, book);
-            seen.into_iter().for_each(|seen| self.counters.count(seen));
+            let tasks = self.checks.held.tasks_of(fact);
+            for task in &tasks {
+                let book = self.checks.held.tasks.get(task);
+                let seen = book.and_then(|book| observed(fact, task.element, book));
+                seen.into_iter().for_each(|seen| self.counters.count(seen));
+            }
+            let whole = fact.job.is_some_and(|job| self.checks.held.arrays.contains_key(&job));
+            if whole || matches!(&fact.body, Body::Submitted(body) if body.spec.array.is_some()) {
+                observed_of_array(fact, &tasks, &self.checks.held)
+                    .into_iter()
+                    .for_each(|seen| self.counters.count(seen));
+            }
         }
     }
 
@@ -278,7 +301,8 @@ impl World {
         if said.result.timed_out {
             self.counters.count(Sometimes::TimedOut);
         }
-        let Some(book) = self.checks.held.jobs.get(&said.job) else { return };
+        let task = TaskId::new(said.job, said.attempt.element);
+        let Some(book) = self.checks.held.tasks.get(&task) else { return };
         let digest = said.result.digest();
         for (attempt, held, _) in &book.reports {
             if *attempt == said.attempt {
@@ -290,8 +314,39 @@ impl World {
     }
 }
 
-/// What a fact shows about a job that stood as `book` says before.
-fn observed(fact: &Fact, book: &Book) -> Option<Sometimes> {
+/// What a fact shows about an array of which it covers these elements.
+fn observed_of_array(fact: &Fact, tasks: &[TaskId], held: &History) -> Vec<Sometimes> {
+    let (many, one) = (tasks.len() > 1, tasks.len() == 1);
+    let whole = fact.job.and_then(|job| held.arrays.get(&job));
+    let all = whole.is_some_and(|all| all.len() == tasks.len() as u64);
+    let lost_before = tasks.iter().filter_map(|task| held.tasks.get(task)).any(|book| {
+        let last = book.attempts.iter().rfind(|a| a.generation == fact.generation);
+        last.is_some_and(|a| a.end == Some(End::Lost))
+    });
+    let seen = match &fact.body {
+        Body::Submitted(body) if body.spec.items.is_empty() => Some(Sometimes::ArraySubmitted),
+        Body::Submitted(_) => Some(Sometimes::ArrayOfItems),
+        Body::Deployed(_) if many => Some(Sometimes::ManyDeployed),
+        Body::Deployed(_) if lost_before => Some(Sometimes::Cautious),
+        Body::Reported(_) if many => Some(Sometimes::ManyReported),
+        Body::Accepted(_) if many => Some(Sometimes::ManyAccepted),
+        Body::Lost(_) if many => Some(Sometimes::ManyLost),
+        Body::Revoked(_) if many => Some(Sometimes::ManyRevoked),
+        Body::Parked(_) if !all => Some(Sometimes::ElementParked),
+        Body::Expired(_) if !all => Some(Sometimes::ElementsExpired),
+        Body::Skipped(_) if many => Some(Sometimes::ArraySkipped),
+        Body::Cancelled(_) if one && !all => Some(Sometimes::ElementCancelled),
+        Body::Cancelled(_) if many => Some(Sometimes::ArrayCancelled),
+        Body::Rerun(_) if one && !all => Some(Sometimes::ElementRerun),
+        Body::Rerun(_) if many => Some(Sometimes::ArrayRerun),
+        _ => None,
+    };
+    seen.into_iter().collect()
+}
+
+/// What a fact shows about a task that stood as `book` says before.
+fn observed(fact: &Fact, element: Option<u64>, book: &Book) -> Option<Sometimes> {
+    let named = |attempt: &AttemptId| AttemptId::new(attempt.dot.clone(), element);
     let outcome = book.outcomes.get(&fact.generation);
     match &fact.body {
         Body::Deployed(_) => {
@@ -302,21 +357,24 @@ fn observed(fact: &Fact, book: &Book) -> Option<Sometimes> {
                 End::Revoked => None,
             }
         }
+        Body::Revoked(body) if body.reason == "it had not begun" => Some(Sometimes::Unbegun),
         Body::Revoked(_) => Some(Sometimes::Revoked),
-        Body::Reported(body) => match book.attempt(&body.attempt) {
+        Body::Reported(body) => match book.attempt(&named(&body.attempt)) {
             None => Some(Sometimes::UnknownResult),
             Some(_) => outcome
                 .filter(|o| o.accepted.is_some() || o.ended.is_some())
                 .map(|_| Sometimes::LateResult),
         },
         Body::Accepted(body) => {
-            let lost = book.attempt(&body.attempt)?.end == Some(End::Lost);
+            let lost = book.attempt(&named(&body.attempt))?.end == Some(End::Lost);
             lost.then_some(Sometimes::ResultBeforeLost)
         }
         Body::Cancelled(_) if book.state() == JobState::Running => Some(Sometimes::CancelRunning),
         Body::Cancelled(_) => Some(Sometimes::CancelWaiting),
         Body::Rerun(_) if book.state() == JobState::Parked => Some(Sometimes::ParkedRerun),
         Body::Rerun(_) => Some(Sometimes::Rerun),
+        Body::Expired(_) if book.state() == JobState::Running => Some(Sometimes::ExpiredRunning),
+        Body::Expired(_) => Some(Sometimes::ExpiredWaiting),
         Body::Skipped(_) => Some(Sometimes::Skipped),
         Body::Parked(_) => Some(Sometimes::Parked),
         _ => None,

@@ -3,10 +3,10 @@
 //! The same loop as the real one: hand in one input, carry out the outputs in order, and hold
 //! everything behind a result that is being written until it is on disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use ucp::proto::capability::{Capability, Load};
+use ucp::proto::capability::{Capability, Load, Needs};
 use ucp::proto::executor::{Executor, ExecutorConfig, ExecutorInput, ExecutorOutput, Kill};
 use ucp::proto::id::{AttemptId, ExecutorId, Incarnation};
 use ucp::proto::limits;
@@ -22,10 +22,15 @@ use super::queue::{Draw, Event};
 use super::trace::trace;
 use super::workload::{capability, plan_of};
 
+/// So long an attempt may stand at an executor without any result of it: what the broker bears
+/// with, and messages there and back on a slow network.
+const STANDING_MAX_US: u64 = 250_000 + 2_250_000;
+
 /// A job's processes.
 pub struct Running {
     plan: usize,
     run: u32,
+    needs: Needs,
 }
 
 /// An executor's machine and process.
@@ -48,8 +53,16 @@ pub struct ExecutorHost {
     pub paused_until: u64,
     /// Until then a fault may be the reason for whatever is said of it.
     pub troubled_until: u64,
+    /// Nothing disturbs it, its session or the broker from then on.
+    pub calm_from: u64,
     /// The connection, if there is one.
     pub link: Option<usize>,
+    /// Orders that stand here and have not begun, with the times when they came.
+    standing: BTreeMap<AttemptId, u64>,
+    /// When the last result left.
+    result_at: u64,
+    /// Results that left at that moment.
+    results_together: u32,
     /// The processes of its jobs.
     pub running: BTreeMap<AttemptId, Running>,
     /// The results on its disk.
@@ -74,7 +87,11 @@ impl ExecutorHost {
             clock: HostClock::boot(0, skew, rng),
             paused_until: 0,
             troubled_until: 0,
+            calm_from: 0,
             link: None,
+            standing: BTreeMap::new(),
+            result_at: 0,
+            results_together: 0,
             running: BTreeMap::new(),
             spool: BTreeMap::new(),
             removed: None,
@@ -172,6 +189,21 @@ impl World {
             core.handle_timeout(now);
         }
         self.drain_executor(index);
+        self.check_standing(index);
+    }
+
+    /// What stands at an executor ahead of its slots begins or is called back: it does not stand
+    /// there for longer than the broker waits for a result and messages take, counted from the
+    /// last result, as long as nothing disturbs any of them.
+    fn check_standing(&mut self, index: usize) {
+        let host = &self.executors[index];
+        let Some((attempt, came)) = host.standing.iter().min_by_key(|(_, came)| **came) else {
+            return;
+        };
+        let since = host.result_at.max(host.calm_from).max(*came);
+        let span = self.now.saturating_sub(since);
+        let text = format!("{attempt} stands at executor {index} for {span} us");
+        self.checks.demand("standing", span <= STANDING_MAX_US, || text);
     }
 
     fn drain_executor(&mut self, index: usize) {
@@ -180,7 +212,8 @@ impl World {
         while let Some(output) = core.poll_output() {
             host.gate.push_back(output);
         }
-        if let Some(at) = core.poll_timeout() {
+        let timeout = core.poll_timeout();
+        if let Some(at) = timeout {
             let when = host.clock.when(at).max(self.now + 1);
             if when < host.timer_at {
                 host.timer_at = when;
@@ -188,6 +221,7 @@ impl World {
                 self.queue.push(when, event);
             }
         }
+        self.note_standing(index);
         self.open_executor_gate(index);
     }
 
@@ -285,11 +319,55 @@ impl World {
         }
         self.messages += 1;
         trace!(self, "executor {index} gets {message:?}");
+        self.note_orders(index, &message);
         self.tell_executor(index, ExecutorInput::Message(message));
+    }
+
+    /// Notes what comes to stand at an executor.
+    fn note_orders(&mut self, index: usize, message: &BrokerMessage) {
+        let now = self.now;
+        let host = &mut self.executors[index];
+        match message {
+            BrokerMessage::Start(order) => {
+                for order in order.as_ref().clone().each() {
+                    host.standing.entry(order.attempt).or_insert(now);
+                }
+            }
+            BrokerMessage::Recall if !host.standing.is_empty() => {
+                self.counters.count(Sometimes::Recalled);
+            }
+            _ => {}
+        }
+    }
+
+    /// Notes what does not stand at an executor any more, and counts what stays behind.
+    fn note_standing(&mut self, index: usize) {
+        let host = &mut self.executors[index];
+        let Some(core) = &host.core else { return };
+        let here: BTreeSet<&AttemptId> = core.waiting().collect();
+        host.standing.retain(|attempt, _| here.contains(attempt));
+        if host.standing.is_empty() {
+            return;
+        }
+        self.counters.count(Sometimes::Ahead);
+        let cores: u64 = host.running.values().map(|r| u64::from(r.needs.cores)).sum();
+        if cores < u64::from(host.capability.slots) {
+            self.counters.count(Sometimes::MemoryAwaited);
+        }
     }
 
     fn send_up(&mut self, index: usize, message: ExecutorMessage) {
         let Some(link) = self.executors[index].link else { return };
+        if matches!(message, ExecutorMessage::Result(_)) {
+            let now = self.now;
+            let host = &mut self.executors[index];
+            let more = host.result_at == now;
+            host.results_together = if more { host.results_together + 1 } else { 1 };
+            host.result_at = now;
+            if host.results_together == 2 {
+                self.counters.count(Sometimes::Together);
+            }
+        }
         let lie = match &message {
             ExecutorMessage::Result(said) if self.lying && self.rng.chance(3) => {
                 let mut other = said.clone();
@@ -312,15 +390,23 @@ impl World {
     /// A job's processes begin.
     fn begin(&mut self, index: usize, order: &StartOrder) {
         self.checks.started(&order.attempt);
+        self.check_room(index, order);
         let plan = plan_of(&order.spec);
+        let element = order.attempt.element;
         let job = &mut self.plans[plan];
-        job.runs += 1;
-        let run = job.runs;
-        let (poison, unstartable) = (job.poison, job.unstartable);
+        let right = job.runs_as(&order.spec, element);
+        self.checks.demand("array", right, || format!("{element:?} runs as {:?}", order.spec));
+        let run = job.begin(element);
+        let (poison, unstartable) = (job.is_poison(element), job.unstartable);
         let (from, to) = job.duration_us;
         let host = &mut self.executors[index];
         let (executor, life) = (index, host.life);
-        host.running.insert(order.attempt.clone(), Running { plan, run });
+        let needs = order.spec.needs.clone();
+        host.running.insert(order.attempt.clone(), Running { plan, run, needs });
+        if self.rng.chance(1) && !self.healing {
+            let attempt = order.attempt.clone();
+            return self.queue.push(self.now + 50, Event::JobUnfit { executor, life, attempt });
+        }
         let duration = if unstartable { 1 } else { self.rng.range(from, to) };
         trace!(self, "executor {index} runs {} of plan {plan}, run {run}", order.attempt);
         if poison && !self.healing {
@@ -330,6 +416,32 @@ impl World {
         let attempt = order.attempt.clone();
         let event = Event::JobEnd { executor, life, attempt, signal: None };
         self.queue.push(self.now + duration, event);
+    }
+
+    /// An executor runs no more than it has room for; what needs more than there is runs alone.
+    fn check_room(&mut self, index: usize, order: &StartOrder) {
+        let host = &self.executors[index];
+        let needs = || host.running.values().map(|r| &r.needs).chain([&order.spec.needs]);
+        let cores: u64 = needs().map(|needs| u64::from(needs.cores)).sum();
+        let memory: u64 = needs().filter_map(|needs| needs.memory).map(|size| size.0).sum();
+        let has = &host.capability;
+        let fits = cores <= u64::from(has.slots) && memory <= has.memory.0;
+        let alone = host.running.is_empty();
+        let text = format!("{} begins: {cores} slots, {memory} bytes at {has:?}", order.attempt);
+        self.checks.demand("room", fits || alone, || text);
+    }
+
+    /// A job's processes could not begin.
+    pub fn job_unfit(&mut self, index: usize, life: u32, attempt: AttemptId) {
+        let host = &mut self.executors[index];
+        if host.life != life || host.running.remove(&attempt).is_none() {
+            return;
+        }
+        self.counters.count(Sometimes::Unfit);
+        // It did not begin, so it may be begun later.
+        self.checks.starts.remove(&attempt);
+        let reason = "no pipe".to_owned();
+        self.tell_executor(index, ExecutorInput::Unfit { attempt, reason });
     }
 
     fn signal(&mut self, index: usize, attempt: AttemptId, kill: Kill) {
@@ -359,7 +471,7 @@ impl World {
         let plan = &self.plans[running.plan];
         let wall = host.clock.now(self.now).wall.to_string();
         let mut result = JobResult {
-            stdout: Stream::inline(format!("run {}\n", running.run).into_bytes()),
+            stdout: Stream::inline(plan.output(attempt.element, running.run).into_bytes()),
             started_at: wall.clone(),
             ended_at: wall,
             // Whatever a job says of its time, nothing may rest on it.
@@ -373,7 +485,7 @@ impl World {
                 result.exit = Some(127);
                 result.error = Some("no such file".into());
             }
-            None if running.run <= plan.fail_first => result.exit = Some(1),
+            None if plan.fails(attempt.element, running.run) => result.exit = Some(1),
             None => result.exit = Some(0),
         }
         trace!(self, "executor {index}: {attempt} ends, {:?} {:?}", result.exit, result.signal);
@@ -396,6 +508,7 @@ impl World {
             self.counters.count(Sometimes::ExecutorKilledBusy);
         }
         host.running.clear();
+        host.standing.clear();
         host.gate.clear();
         if host.spooling.take().is_some() {
             self.counters.count(Sometimes::UnsyncedSpoolLost);
@@ -427,7 +540,9 @@ impl World {
     /// For a while whatever is said of an executor has a reason.
     pub fn trouble(&mut self, index: usize, span: u64) {
         let until = self.now + span + 15_000_000;
+        let calm = self.now + span + 8_000_000;
         let host = &mut self.executors[index];
         host.troubled_until = host.troubled_until.max(until);
+        host.calm_from = host.calm_from.max(calm);
     }
 }

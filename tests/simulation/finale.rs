@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use ucp::proto::broker::{Broker, Opening};
 use ucp::proto::event::{Input, JobRef, Output, Reply, Request};
 use ucp::proto::fact::{Body, Fact, SealedFact};
-use ucp::proto::id::{JobId, RequestId};
+use ucp::proto::id::{JobId, RequestId, TaskId};
+use ucp::proto::ranges::Ranges;
 use ucp::proto::rng::Rng;
 use ucp::proto::time::Now;
 use ucp::proto::view::{JobState, JobView};
@@ -52,21 +53,29 @@ impl World {
             return Some("the broker is busy".to_owned());
         }
         let stuck = self.stuck_jobs();
-        for (job, book) in &self.checks.durable.jobs {
+        for (task, book) in &self.checks.durable.tasks {
             let Some(_) = book.birth else { continue };
             let state = book.state();
-            if !state.is_ended() && state != JobState::Parked && !stuck.contains(job) {
-                return Some(format!("job {job} is {state:?}: {book:?}"));
+            if !state.is_ended() && state != JobState::Parked && !stuck.contains(task) {
+                return Some(format!("{task} is {state:?}: {book:?}"));
             }
         }
+        let is_stuck = |task: TaskId| stuck.contains(&task);
+        let all_stuck = |job: JobId, left: &Ranges| {
+            left.iter().all(|element| is_stuck(TaskId::new(job, Some(element))))
+        };
         for (place, op) in self.ops.iter().enumerate().filter(|(_, op)| !op.done) {
             let excused = match &op.kind {
                 Kind::Submit { stages, .. } => stages.iter().all(|stage| match stage {
                     Stage::Sent => false,
-                    Stage::Watched(job) => stuck.contains(job),
+                    Stage::Watched(job) => is_stuck(TaskId::from(*job)),
+                    Stage::Elements { job, left } => all_stuck(*job, left),
                     Stage::Over => true,
                 }),
-                Kind::Watch { job } => stuck.contains(job),
+                Kind::Watch { task, left } => match left {
+                    Some(left) => all_stuck(task.job, left),
+                    None => is_stuck(*task),
+                },
                 _ => false,
             };
             if !excused {
@@ -77,21 +86,27 @@ impl World {
         busy.map(|place| format!("executor {place} is busy or keeps a result"))
     }
 
-    /// Jobs that cannot end: no executor fits them, or they wait for one that does not end.
-    fn stuck_jobs(&self) -> BTreeSet<JobId> {
-        let jobs = &self.checks.durable.jobs;
-        let mut stuck = BTreeSet::new();
+    /// What cannot end: no executor fits it, or it waits for a job that does not end.
+    fn stuck_jobs(&self) -> BTreeSet<TaskId> {
+        let held = &self.checks.durable;
+        let mut stuck: BTreeSet<TaskId> = BTreeSet::new();
         loop {
             let before = stuck.len();
-            for (job, book) in jobs {
+            for (task, book) in &held.tasks {
                 let Some(spec) = &book.spec else { continue };
                 let held_up = spec.after.iter().any(|other| {
-                    let parked = jobs.get(other).is_some_and(|b| b.state() == JobState::Parked);
-                    parked || stuck.contains(other) || !jobs.contains_key(other)
+                    let mut of_other = held.of_job(*other);
+                    let stands = of_other.any(|(task, book)| {
+                        book.state() == JobState::Parked || stuck.contains(task)
+                    });
+                    stands || held.of_job(*other).next().is_none()
                 });
+                if spec.deadline.is_some() {
+                    continue;
+                }
                 let possible = is_possible(spec, &self.capabilities);
                 if book.state() == JobState::Waiting && (held_up || !possible) {
-                    stuck.insert(*job);
+                    stuck.insert(*task);
                 }
             }
             if stuck.len() == before {
@@ -103,7 +118,7 @@ impl World {
     fn finish(&mut self) {
         self.finished = true;
         let ended = |book: &super::history::Book| book.birth.is_none() || book.state().is_ended();
-        if self.checks.durable.jobs.values().all(ended) {
+        if self.checks.durable.tasks.values().all(ended) {
             self.counters.count(Sometimes::AllEnded);
         }
         for sealed in self.checks.all.iter().step_by(7) {
@@ -132,11 +147,13 @@ impl World {
         second.open(now, Opening::Continue(log));
         while second.poll_output().is_some() {}
         let mut both = [first, second];
-        let jobs: Vec<JobId> = self.checks.durable.jobs.keys().copied().collect();
-        for job in jobs {
-            let [mine, theirs] = both.each_mut().map(|broker| show(broker, now, job));
+        let elements = self.checks.durable.tasks.keys().copied();
+        let arrays = self.checks.durable.arrays.keys().map(|job| TaskId::from(*job));
+        let tasks: Vec<TaskId> = elements.chain(arrays).collect();
+        for task in tasks {
+            let [mine, theirs] = both.each_mut().map(|broker| show(broker, now, task));
             self.checks.demand("I2", mine == theirs, || {
-                format!("{job}: lived through {mine:?}, read anew {theirs:?}")
+                format!("{task}: lived through {mine:?}, read anew {theirs:?}")
             });
         }
         let [mine, theirs] = both.each_mut().map(|broker| broker.logs().digest());
@@ -144,9 +161,9 @@ impl World {
     }
 }
 
-fn show(broker: &mut Broker, now: Now, job: JobId) -> Option<JobView> {
+fn show(broker: &mut Broker, now: Now, task: TaskId) -> Option<JobView> {
     let request = RequestId(u64::MAX);
-    let body = Request::Show { job: JobRef(job.to_string()) };
+    let body = Request::Show { job: JobRef(task.to_string()) };
     broker.handle_input(now, Input::Request { request, body });
     let mut view = None;
     while let Some(output) = broker.poll_output() {
@@ -191,7 +208,10 @@ pub fn decisions(facts: &[SealedFact]) -> Vec<String> {
             _ => String::new(),
         };
         let (dot, kind, generation) = (&fact.dot, fact.body.kind(), fact.generation);
-        lines.push(format!("{dot} job {name:?} {generation} {kind} {said} {:?}", fact.clock));
+        let elements = fact.elements.as_ref().map(Ranges::to_string).unwrap_or_default();
+        let clock = &fact.clock;
+        let what = format!("job {name:?} {elements} {generation} {kind}");
+        lines.push(format!("{dot} {what} {said} {clock:?}"));
     }
     lines
 }

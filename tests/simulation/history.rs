@@ -1,16 +1,19 @@
-//! What a set of facts says about each job, told by the simulator's own small fold.
+//! What a set of facts says about each job and each element of an array, told by the simulator's
+//! own small fold.
 //!
 //! Shares no code with `proto::fold`: it is the second opinion that the checkers compare with.
 //! It knows one broker only, so one generation never has two accepts (the checkers see to that).
-//! Shape: ordered map job → [`Book`]; facts must come log by log in order.
+//! Shape: ordered map task → [`Book`], where every element of an array has a book of its own into
+//! which each fact that covers it is written; facts must come log by log in order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ucp::proto::fact::{Body, SealedFact};
-use ucp::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId};
+use ucp::proto::fact::{Body, Fact, SealedFact};
+use ucp::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId, TaskId};
 use ucp::proto::job::JobSpec;
 use ucp::proto::log::{LogError, Logs};
+use ucp::proto::ranges::Ranges;
 use ucp::proto::view::JobState;
 
 /// How an attempt ended.
@@ -52,7 +55,7 @@ pub struct Outcome {
     pub parked: bool,
 }
 
-/// One job.
+/// One job that is no array, or one element of one.
 #[derive(Debug, Clone, Default)]
 pub struct Book {
     /// The first `submitted` dot; absent while only results are held.
@@ -110,9 +113,9 @@ impl Book {
         }
     }
 
-    fn apply(&mut self, sealed: &SealedFact) {
-        let fact = &sealed.fact;
+    fn apply(&mut self, fact: &Fact, element: Option<u64>) {
         let generation = fact.generation;
+        let named = |attempt: &AttemptId| AttemptId::new(attempt.dot.clone(), element);
         match &fact.body {
             Body::Joined(_) => {}
             Body::Submitted(body) => {
@@ -121,21 +124,21 @@ impl Book {
                 self.generation = self.generation.max(1);
             }
             Body::Deployed(body) => self.attempts.push(AttemptBook {
-                attempt: AttemptId(fact.dot.clone()),
+                attempt: AttemptId::new(fact.dot.clone(), element),
                 generation,
                 executor: body.executor.clone(),
                 fence: body.fence,
                 end: None,
-                reported: self.reports.iter().any(|(attempt, ..)| attempt.0 == fact.dot),
+                reported: self.reports.iter().any(|(attempt, ..)| attempt.dot == fact.dot),
             }),
-            Body::Lost(body) => self.end(&body.attempt, End::Lost),
-            Body::Revoked(body) => self.end(&body.attempt, End::Revoked),
+            Body::Lost(body) => self.end(&named(&body.attempt), End::Lost),
+            Body::Revoked(body) => self.end(&named(&body.attempt), End::Revoked),
             Body::Reported(body) => {
-                self.end(&body.attempt, End::Reported);
-                self.reports.push((body.attempt.clone(), body.digest, fact.dot.clone()));
+                self.end(&named(&body.attempt), End::Reported);
+                self.reports.push((named(&body.attempt), body.digest, fact.dot.clone()));
             }
             Body::Accepted(body) => {
-                let accepted = (body.attempt.clone(), body.digest, body.success);
+                let accepted = (named(&body.attempt), body.digest, body.success);
                 self.outcomes.entry(generation).or_default().accepted = Some(accepted);
             }
             Body::Rerun(_) => self.generation = self.generation.max(generation),
@@ -163,8 +166,10 @@ impl Book {
 /// A set of facts and what it says.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// The jobs.
-    pub jobs: BTreeMap<JobId, Book>,
+    /// The jobs that are no arrays, and the elements of those that are.
+    pub tasks: BTreeMap<TaskId, Book>,
+    /// The elements of the arrays whose submission is held.
+    pub arrays: BTreeMap<JobId, Ranges>,
     /// How far each log goes.
     pub logs: Logs,
     /// How far the log that is being written goes.
@@ -190,9 +195,7 @@ impl History {
     /// It does not continue its log.
     pub fn apply(&mut self, sealed: &SealedFact) -> Result<(), LogError> {
         self.logs.extend(sealed)?;
-        if let Some(job) = sealed.fact.job {
-            self.jobs.entry(job).or_default().apply(sealed);
-        }
+        self.write_down(&sealed.fact);
         Ok(())
     }
 
@@ -208,10 +211,76 @@ impl History {
             return Err(LogError::Gap { dot: dot.clone(), held });
         }
         self.written.insert(dot.log.clone(), dot.seq);
-        if let Some(job) = sealed.fact.job {
-            self.jobs.entry(job).or_default().apply(sealed);
-        }
+        self.write_down(&sealed.fact);
         Ok(())
+    }
+
+    fn write_down(&mut self, fact: &Fact) {
+        if let (Some(job), Body::Submitted(body)) = (fact.job, &fact.body)
+            && let Some(elements) = &body.spec.array
+        {
+            self.arrays.entry(job).or_insert_with(|| elements.clone());
+        }
+        for task in self.tasks_of(fact) {
+            self.tasks.entry(task).or_default().apply(fact, task.element);
+        }
+    }
+
+    /// The tasks that a fact is about, as far as it is known by now which there are.
+    pub fn tasks_of(&self, fact: &Fact) -> Vec<TaskId> {
+        let Some(job) = fact.job else { return vec![] };
+        let submitted = match &fact.body {
+            Body::Submitted(body) => body.spec.array.as_ref(),
+            _ => None,
+        };
+        let elements = fact.elements.as_ref().or(submitted).or_else(|| self.arrays.get(&job));
+        match elements {
+            Some(elements) => elements.iter().map(|e| TaskId::new(job, Some(e))).collect(),
+            None => vec![job.into()],
+        }
+    }
+
+    /// All that is held of a job, by element where it is an array.
+    pub fn of_job(&self, job: JobId) -> impl Iterator<Item = (&TaskId, &Book)> {
+        self.tasks.range(TaskId::from(job)..=TaskId::new(job, Some(u64::MAX)))
+    }
+
+    /// Whether the job's submission is held.
+    pub fn is_submitted(&self, job: JobId) -> bool {
+        self.of_job(job).any(|(_, book)| book.birth.is_some())
+    }
+
+    /// Where a job, an element, or an array as a whole stands; nothing where no submission of it
+    /// is held.
+    pub fn state(&self, task: TaskId) -> Option<JobState> {
+        if task.element.is_some() || !self.arrays.contains_key(&task.job) {
+            return self.tasks.get(&task).filter(|book| book.birth.is_some()).map(Book::state);
+        }
+        let of_elements = self.of_job(task.job).filter(|(_, book)| book.birth.is_some());
+        // Whatever is still to come counts more than how others ended, and any bad end more than
+        // the good ones.
+        let weight = |state: &JobState| match state {
+            JobState::Running => 8,
+            JobState::Waiting => 7,
+            JobState::Parked => 6,
+            JobState::Failed => 5,
+            JobState::Cancelled => 4,
+            JobState::Expired => 3,
+            JobState::Skipped => 2,
+            JobState::Succeeded => 1,
+        };
+        of_elements.map(|(_, book)| book.state()).max_by_key(weight)
+    }
+
+    /// The elements of an array in each state.
+    pub fn states(&self, job: JobId) -> BTreeMap<JobState, Ranges> {
+        let mut states: BTreeMap<JobState, Ranges> = BTreeMap::new();
+        for (task, book) in self.of_job(job).filter(|(_, book)| book.birth.is_some()) {
+            if let Some(element) = task.element {
+                states.entry(book.state()).or_default().insert(element);
+            }
+        }
+        states
     }
 
     /// Whether a fact with this dot is held.

@@ -43,6 +43,10 @@ pub enum Event {
     SpoolDone { executor: usize, life: u32 },
     /// A job's processes end; `signal` is what ended them.
     JobEnd { executor: usize, life: u32, attempt: AttemptId, signal: Option<i32> },
+    /// A job's processes could not begin.
+    JobUnfit { executor: usize, life: u32, attempt: AttemptId },
+    /// The broker learns how many ends of elements a client has taken.
+    TakenArrives { life: u32, request: RequestId, count: usize },
     /// A client does something.
     ClientActs { client: usize },
     /// A client's request reaches the broker.

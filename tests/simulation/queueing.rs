@@ -1,16 +1,19 @@
-//! I8: of jobs that could run on a free executor none of lower effective precedence goes first.
+//! I8: of jobs that could be given to an executor none of lower effective precedence goes first.
 //!
-//! Own bookkeeping: when each job was submitted in this life, in which order, and which have never
-//! been deployed. It judges only pairs where no doubt is possible: the job that was passed over
-//! waits for nothing but an executor and needs no more, in any respect, than the one that was
-//! deployed, so it would have run wherever that one does.
+//! To be *given* to an executor is to begin there, or to stand there ahead of its free slots, in
+//! the order of the giving (the executor keeps to it, executor_host.rs); how long anything may
+//! stand there is bounded (`check_standing` there).
+//! Own bookkeeping: when each job was submitted in this life, in which order, and which of them,
+//! or which elements of an array, have never been deployed. It judges only pairs where no doubt is
+//! possible: what was passed over waits for nothing but an executor and needs no more, in any
+//! respect, than what was deployed, so it could have been given to the same one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ucp::proto::capability::Needs;
 use ucp::proto::fact::{Body, Fact};
-use ucp::proto::id::JobId;
+use ucp::proto::id::{JobId, TaskId};
 use ucp::proto::job::JobSpec;
 use ucp::proto::precedence::Rank;
 use ucp::proto::time::Monotonic;
@@ -31,7 +34,7 @@ pub struct Waiting {
     /// The least rank that each job of this life can have.
     ranks: BTreeMap<JobId, Rank>,
     /// Those that were never deployed and wait for nothing else.
-    clean: BTreeMap<JobId, Entry>,
+    clean: BTreeMap<TaskId, Entry>,
     /// Jobs that were deployed before an older one of a lower level.
     pub overtakings: u64,
 }
@@ -52,7 +55,7 @@ impl Waiting {
         (self.opened, self.arrivals) = (opened, 0);
         self.ranks.clear();
         self.clean.clear();
-        for (job, book) in &durable.jobs {
+        for (task, book) in &durable.tasks {
             let fresh = book.attempts.is_empty() && book.reports.is_empty();
             if let Some(spec) = &book.spec
                 && fresh
@@ -61,7 +64,7 @@ impl Waiting {
                 && book.generation == 1
             {
                 let rank = Rank::new(spec.precedence, opened, 0);
-                self.clean.insert(*job, Entry { rank, spec: Arc::clone(spec) });
+                self.clean.insert(*task, Entry { rank, spec: Arc::clone(spec) });
             }
         }
     }
@@ -72,23 +75,27 @@ impl Waiting {
     /// A job is deployed before one that had to go first.
     pub fn written(&mut self, mono: Monotonic, fact: &Fact, held: &History) -> Result<(), String> {
         let Some(job) = fact.job else { return Ok(()) };
+        let tasks = held.tasks_of(fact);
         match &fact.body {
             Body::Submitted(body) => {
                 self.arrivals += 1;
                 // One that a result made known before has an older place among equals.
-                let fresh = !held.jobs.contains_key(&job);
+                let fresh = held.of_job(job).next().is_none();
                 let arrival = if fresh { self.arrivals } else { 0 };
                 let rank = Rank::new(body.spec.precedence, mono, arrival);
                 self.ranks.insert(job, rank);
                 if body.spec.after.is_empty() && fresh {
-                    let spec = Arc::clone(&body.spec);
-                    self.clean.insert(job, Entry { rank, spec });
+                    for task in tasks {
+                        let spec = Arc::clone(&body.spec);
+                        self.clean.insert(task, Entry { rank, spec });
+                    }
                 }
                 Ok(())
             }
             Body::Deployed(_) => {
-                self.clean.remove(&job);
-                let Some(spec) = held.jobs.get(&job).and_then(|book| book.spec.as_ref()) else {
+                tasks.iter().for_each(|task| drop(self.clean.remove(task)));
+                let held = tasks.first().and_then(|task| held.tasks.get(task));
+                let Some(spec) = held.and_then(|book| book.spec.as_ref()) else {
                     return Ok(());
                 };
                 let least = Rank::new(spec.precedence, self.opened, 0);
@@ -96,14 +103,14 @@ impl Waiting {
                 self.judge(job, rank, spec)
             }
             _ => {
-                self.clean.remove(&job);
+                tasks.iter().for_each(|task| drop(self.clean.remove(task)));
                 Ok(())
             }
         }
     }
 
     fn judge(&mut self, job: JobId, rank: Rank, spec: &JobSpec) -> Result<(), String> {
-        for (other, entry) in &self.clean {
+        for (other, entry) in self.clean.iter().filter(|(other, _)| other.job != job) {
             let fits = needs_no_more(&entry.spec.needs, &spec.needs);
             if fits && entry.rank < rank && entry.rank.effective != rank.effective
                 || fits && entry.rank < rank && entry.rank.arrival > 0 && rank.arrival > 0

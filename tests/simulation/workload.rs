@@ -1,16 +1,19 @@
 //! The work: job specs of all shapes, what their runs do, and what executors have.
 //!
 //! A job's command is `job NUMBER`: the number of its plan, which says how long its runs take and
-//! how they end. So a spec says everything, and two jobs of one plan are the same work.
+//! how they end. So a spec says everything, and two jobs of one plan are the same work. An array's
+//! command has a third word that becomes its elements' items or numbers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ucp::proto::capability::{Capability, Needs, capable};
 use ucp::proto::id::JobId;
-use ucp::proto::job::JobSpec;
+use ucp::proto::job::{AfterDeadline, JobSpec};
 use ucp::proto::precedence::Precedence;
+use ucp::proto::ranges::Ranges;
 use ucp::proto::rng::Rng;
+use ucp::proto::text::Text;
 use ucp::proto::units::{Size, Span};
 
 use super::queue::Draw;
@@ -26,12 +29,70 @@ pub struct Plan {
     pub fail_first: u32,
     /// Goes on after the polite signal.
     pub ignores_term: bool,
-    /// Takes its executor down.
+    /// Takes its executor down; of an array only every seventh element does, and fails.
     pub poison: bool,
     /// Its program is not there.
     pub unstartable: bool,
-    /// Runs so far.
-    pub runs: u32,
+    /// Runs so far, by element where it is an array.
+    pub runs: BTreeMap<Option<u64>, u32>,
+}
+
+impl Plan {
+    /// A run begins; its number, from 1.
+    pub fn begin(&mut self, element: Option<u64>) -> u32 {
+        let runs = self.runs.entry(element).or_default();
+        *runs += 1;
+        *runs
+    }
+
+    /// Whether a run takes its executor down.
+    pub fn is_poison(&self, element: Option<u64>) -> bool {
+        self.poison && element.is_none_or(|element| element.is_multiple_of(7))
+    }
+
+    /// Whether the run with this number fails.
+    pub fn fails(&self, element: Option<u64>, run: u32) -> bool {
+        run <= self.fail_first && element.is_none_or(|element| element.is_multiple_of(3))
+    }
+
+    /// What a run writes: of an array most elements write the same.
+    pub fn output(&self, element: Option<u64>, run: u32) -> String {
+        match element {
+            Some(element) if element.is_multiple_of(5) => format!("element {element}\n"),
+            Some(_) => "done\n".to_owned(),
+            None => format!("run {run}\n"),
+        }
+    }
+
+    /// Whether an executor was told to run what was submitted, with the element in its place.
+    pub fn runs_as(&self, told: &JobSpec, element: Option<u64>) -> bool {
+        let (Some(all), Some(element)) = (&self.spec.array, element) else {
+            return element.is_none() && *told == *self.spec;
+        };
+        let number = element.to_string();
+        let place = all.iter().position(|held| held == element);
+        let item = place.and_then(|place| self.spec.items.get(place));
+        let word = item.map_or(number.clone(), |item| item.lossy().into_owned());
+        let has = |name: &str| told.env.get(name).map(|value| value.lossy().into_owned());
+        told.command[2].lossy() == word
+            && has("UCP_JOB_INDEX") == Some(number)
+            && has("UCP_JOB_ITEM") == item.map(|_| word)
+    }
+}
+
+/// Turns a spec into an array of up to forty elements, now and then with holes.
+fn make_array(spec: &mut JobSpec, rng: &mut Rng) {
+    let first = rng.below(4);
+    let mut all = Ranges::run(first, first + rng.range(0, 39));
+    if rng.chance(40) {
+        (0..rng.below(6)).for_each(|_| all.remove(first + 1 + rng.below(20)));
+    }
+    if rng.chance(40) {
+        spec.items = all.iter().map(|element| Text::from(format!("item {element}"))).collect();
+    }
+    spec.array = Some(all);
+    spec.command.push(Text::from("<>".to_owned()));
+    spec.placeholder = Some("<>".to_owned());
 }
 
 /// The plan that a spec belongs to.
@@ -106,9 +167,24 @@ pub fn draw(number: usize, earlier: &[JobId], executors: &[Capability], rng: &mu
     if poison || rng.chance(20) {
         spec.max_lost = u32::try_from(rng.range(1, 3)).expect("small");
     }
-    let longest = *rng.pick(&[2_000, 50_000, 400_000, 3_000_000]);
+    let array = rng.chance(14);
+    if array {
+        make_array(&mut spec, rng);
+    }
+    let lengths: &[u64] = if array {
+        &[500, 2_000, 8_000, 50_000, 400_000]
+    } else {
+        &[2_000, 50_000, 400_000, 3_000_000]
+    };
+    let longest = *rng.pick(lengths);
     if rng.chance(12) {
         spec.timeout = Some(Span::from_millis(rng.range(1, 1_500)));
+    }
+    if rng.chance(15) {
+        spec.deadline = Some(Span::from_millis(*rng.pick(&[20, 300, 2_000, 20_000])));
+        if rng.chance(50) {
+            spec.after_deadline = AfterDeadline::Stop;
+        }
     }
     if rng.chance(20) {
         spec.key = Some(format!("key{}", rng.below(12)));
@@ -120,7 +196,7 @@ pub fn draw(number: usize, earlier: &[JobId], executors: &[Capability], rng: &mu
         ignores_term: rng.chance(15),
         poison,
         unstartable: rng.chance(3),
-        runs: 0,
+        runs: BTreeMap::new(),
     }
 }
 

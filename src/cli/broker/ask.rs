@@ -1,11 +1,12 @@
-//! `ucp-broker status`, `executors`, `facts` and `audit`: questions to a broker that runs.
+//! `ucp-broker status`, `executors`, `facts`, `audit`: questions to a broker that runs; and one
+//! order, `declare-lost`.
 
-use hyper::Response;
 use hyper::body::Incoming;
+use hyper::{Method, Response};
 use serde::de::DeserializeOwned;
 
 use crate::cli::args::BrokerArgs;
-use crate::cli::broker::flags::{Ask, Facts};
+use crate::cli::broker::flags::{Ask, DeclareLost, Facts};
 use crate::cli::exit::Exit;
 use crate::cli::output;
 use crate::cli::report::Failure;
@@ -13,7 +14,7 @@ use crate::proto::capability::Capability;
 use crate::proto::isolation::{Enforcement, Isolation};
 use crate::runtime::client::{self, Answer};
 use crate::runtime::endpoint::Address;
-use crate::wire::api::{AuditLine, ExecutorLine, StatusLine};
+use crate::wire::api::{AuditLine, ExecutorLine, LostLine, StatusLine};
 
 async fn get(flags: &BrokerArgs, path: &str) -> Result<(Address, Response<Incoming>), Failure> {
     let wait = flags.connect_timeout.duration();
@@ -168,6 +169,30 @@ pub async fn audit(flags: &Ask) -> Result<Exit, Failure> {
         print(&said)?;
     }
     Ok(if audit.ok { Exit::Done } else { Exit::No })
+}
+
+/// `ucp-broker declare-lost`.
+pub async fn declare_lost(flags: &DeclareLost) -> Result<Exit, Failure> {
+    let path = format!("/v1/executors/{}/lost", flags.executor);
+    let body = flags.reason.as_ref().map(|reason| serde_json::json!({ "reason": reason }));
+    let body = body.map(|body| body.to_string());
+    let (given, wait) = (&flags.broker.broker, flags.broker.connect_timeout.duration());
+    let asked = client::ask_first_of(given, wait, (Method::POST, &path, body.as_deref())).await;
+    let (address, response) = asked.map_err(Failure::from)?;
+    let absent = || Failure::new(Exit::Protocol, "the broker's answer is empty");
+    let line = Answer::new(&address, response).next().await?.ok_or_else(absent)?;
+    if flags.json {
+        print(&[line])?;
+        return Ok(Exit::Done);
+    }
+    let LostLine { executor, attempts, .. } = read(&line)?;
+    let said = match attempts.len() {
+        0 => format!("executor {executor} is lost; nothing ran there"),
+        1 => format!("executor {executor} is lost with 1 attempt"),
+        count => format!("executor {executor} is lost with {count} attempts"),
+    };
+    print(&[said])?;
+    Ok(Exit::Done)
 }
 
 /// `ucp-broker facts`: the lines as they were written.

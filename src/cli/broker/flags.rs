@@ -25,6 +25,7 @@ impl Cli {
     pub const fn json(&self) -> bool {
         match &self.command {
             Some(Command::Status(ask) | Command::Executors(ask) | Command::Audit(ask)) => ask.json,
+            Some(Command::DeclareLost(flags)) => flags.json,
             _ => false,
         }
     }
@@ -41,6 +42,8 @@ pub enum Command {
     Executors(Ask),
     /// Print the facts as they were written, in the order in which they were committed
     Facts(Facts),
+    /// Say that an executor is gone: what ran there is deployed elsewhere at once
+    DeclareLost(DeclareLost),
     /// Prove that no job is missing: what was submitted waits, runs, is parked or ended
     Audit(Ask),
     /// Recompute everything from the facts of a broker that does not run
@@ -119,6 +122,21 @@ pub struct Facts {
     /// In the order of their dots: by log, then by number
     #[arg(long)]
     pub sorted: bool,
+}
+
+/// Which executor is gone.
+#[derive(Debug, Args)]
+pub struct DeclareLost {
+    #[command(flatten)]
+    pub broker: BrokerArgs,
+    /// The executor, as `ucp-broker executors` names it
+    pub executor: crate::proto::id::ExecutorId,
+    /// Why, for those who read the job's history
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Answer in JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What to check.

@@ -39,6 +39,7 @@ fn settings(flags: &Serve) -> Result<Settings, Failure> {
         lost_after: lost.duration(),
         reconnect_grace: flags.reconnect_grace.duration(),
         queued_max: flags.max_queued,
+        ..BrokerConfig::default()
     };
     let data = data_dir(flags.data.as_deref())?;
     Ok(Settings {
@@ -82,6 +83,8 @@ fn failure(error: ServeError) -> Failure {
         ServeError::Listen(ListenError::Bind { source, .. }) => {
             Failure::new(of_bind(source), words)
         }
+        ServeError::Inherited(_) => Failure::new(Exit::Config, words)
+            .hint("hand over stream sockets that listen, or unset LISTEN_FDS"),
         ServeError::Cloned(_) => Failure::new(Exit::Config, words)
             .hint("start it with an empty --data, or stop the other broker first"),
         ServeError::Announce(error) if error.kind() == io::ErrorKind::BrokenPipe => {

@@ -137,6 +137,9 @@ fn read(path: Option<&Path>) -> Result<JobSpec, Failure> {
     Ok(spec)
 }
 
+/// What is said of a job whose deadline was over.
+const EXPIRED: &str = "expired: its deadline is over";
+
 /// Checks what needs a broker, and that the files are there.
 fn check(spec: &JobSpec) -> Result<(), Failure> {
     if !spec.after.is_empty() {
@@ -209,25 +212,29 @@ fn line(finished: &Finished) -> Result<ResultLine, Failure> {
     let state = match finished.stopped {
         Some(_) if !result.is_success() => JobState::Cancelled,
         _ if result.is_success() => JobState::Succeeded,
+        _ if finished.expired => JobState::Expired,
         _ => JobState::Failed,
     };
+    let reason = finished.stopped.map(|signal| format!("stopped by signal {signal}"));
     let executor: ExecutorId =
-        finished.attempt.0.log.as_str().parse().expect("the name of a log is one of an executor");
+        finished.attempt.dot.log.as_str().parse().expect("the name of a log is one of an executor");
     let reported = Reported {
         attempt: finished.attempt.clone(),
         executor,
         digest: result.digest(),
         result: result.clone(),
+        runs: vec![],
         clock: Clock::default(),
     };
     let ended = Ended {
         job: finished.job,
+        element: None,
         state,
         generation: 1,
-        result: Some((finished.attempt.0.clone(), Arc::new(reported))),
+        result: Some((finished.attempt.dot.clone(), Arc::new(reported))),
         is_final: true,
         clock: Clock::default(),
-        reason: finished.stopped.map(|signal| format!("stopped by signal {signal}")),
+        reason: reason.or_else(|| finished.expired.then(|| EXPIRED.to_owned())),
     };
     let mut line = ResultLine::new(&ended, None);
     line.executor = None;
@@ -278,7 +285,7 @@ fn whole(
 fn end(finished: &Finished, reporter: &Reporter) -> Exit {
     let JobResult { exit, signal, error, timed_out, .. } = &finished.result;
     let own = |exit: Exit, reason: &str| {
-        reporter.own(finished.job, reason);
+        reporter.own(finished.job.into(), reason);
         exit
     };
     if let Some(stop) = finished.stopped.filter(|_| !finished.result.is_success()) {
@@ -286,6 +293,7 @@ fn end(finished: &Finished, reporter: &Reporter) -> Exit {
         return own(Exit::Job(status), &format!("stopped by signal {stop}"));
     }
     match (exit, signal) {
+        _ if finished.expired => own(Exit::NotRun, EXPIRED),
         _ if *timed_out => own(Exit::TimedOut, "its time was over"),
         (Some(0), _) => match error {
             None => Exit::Done,
@@ -293,7 +301,7 @@ fn end(finished: &Finished, reporter: &Reporter) -> Exit {
         },
         (Some(exit), _) => {
             if let Some(error) = error {
-                reporter.own(finished.job, error);
+                reporter.own(finished.job.into(), error);
             }
             Exit::Job(u8::try_from(*exit).unwrap_or(u8::MAX))
         }

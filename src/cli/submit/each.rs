@@ -1,27 +1,33 @@
 //! Many jobs: a filter from lines on stdin to lines on stdout.
 //!
 //! Starts at once and reads no further ahead than [`limits::UNFINISHED_PER_CLIENT_MAX`] jobs that
-//! have not ended: then stdin waits. One connection carries lines and results at one time. When
-//! the broker goes away, every line that has not ended is sent again under the id that it had, so
-//! each is one job, and each result is printed once. A bad line is told with its number and the
-//! filter goes on, to end with 65.
+//! have not ended: then stdin waits. One connection carries lines and results at one time. Items
+//! that are there together are sent together, as the elements of one array (pending.rs). When
+//! the broker goes away, whatever has not ended is sent again under the id that it had, so
+//! each line is one task, and each result is printed once. A bad line is told with its number and
+//! the filter goes on, to end with 65.
+//! With `--keep-order` results wait for those of earlier lines (order.rs).
 //! With `--out-dir` a result is printed when its files are there; they are fetched on a connection
 //! of their own, one job after another.
-//! Shape: `index` is the number of the line on stdin, from 1; blank lines are passed over. A line
-//! that is not UTF-8 is the item nevertheless, in base64 in its result line.
+//! Shape: `index` is the number of the line on stdin, from 1, and the task `ID/NUMBER` where it
+//! went with others; a spec that is an array has the numbers of its own elements; blank lines are
+//! passed over, unless lines end with NUL (`--null`). A line that is not UTF-8 is the item
+//! nevertheless, in base64 in its result line.
 
+mod answers;
 mod fetcher;
+mod input;
 mod maker;
+mod order;
+mod pending;
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, Read};
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, IsTerminal};
+use std::rc::Rc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use hyper::Method;
 use hyper::body::Bytes;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::cli::exit::Exit;
@@ -29,50 +35,34 @@ use crate::cli::output::Outgoing;
 use crate::cli::report::{Failure, Reporter, chain};
 use crate::proto::id::JobId;
 use crate::proto::limits;
-use crate::proto::text::Text;
-use crate::proto::view::JobState;
+use crate::proto::ranges::Ranges;
 use crate::runtime::client::{Answer, Body, ClientError};
+use crate::runtime::endpoint::Address;
 use crate::wire::lines::{LineError, Lines};
-use crate::wire::problem::Problem;
 
-use self::fetcher::{Fetched, Fetcher};
-use self::maker::Maker;
+use self::answers::unnumbered;
+use self::fetcher::Fetcher;
+use self::maker::{Made, Maker};
+use self::order::Order;
+use self::pending::{Line, Shared, Submission};
 use super::fetch::OutDir;
 use super::flags::JobFlags;
 use super::interrupt::{Interrupt, Interrupts};
 use super::link::{self, Asked, Link, joined};
+use super::progress::Progress;
+use super::run;
 use super::status::Status;
-use super::{line, run};
 
-/// Bytes read from stdin or sent to the broker at one time.
+/// Bytes sent to the broker at one time.
 const PIECE_BYTES: usize = 64 << 10;
-/// Pieces that wait to be sent, or to be cut into lines.
+/// Pieces that wait to be sent.
 const PIECES_MAX: usize = 4;
 
-/// A job that was read and has not ended.
-struct Pending {
-    id: JobId,
-    /// The line that submits it.
-    text: String,
-    item: Option<Text>,
-    sent: bool,
-}
-
-/// What the filter and whoever stops it both see. All on one thread, never held over a wait.
-#[derive(Default)]
-struct Shared {
-    pending: RefCell<BTreeMap<u64, Pending>>,
-    stopping: Cell<bool>,
-    stop: Notify,
-}
-
-impl Shared {
-    /// A job that a broker may know and that has not ended.
-    fn sent_after(&self, last: Option<u64>) -> Option<(u64, JobId)> {
-        let pending = self.pending.borrow();
-        let from = last.map_or(0, |last| last + 1);
-        pending.range(from..).find(|(_, job)| job.sent).map(|(index, job)| (*index, job.id))
-    }
+/// What is to be sent.
+enum Ready {
+    /// A line that goes with those behind it.
+    Line(u64),
+    Submission(Rc<Submission>),
 }
 
 /// Runs the filter to its end.
@@ -82,17 +72,17 @@ impl Shared {
 pub async fn filter(
     flags: &JobFlags,
     link: &mut Link,
-    status: Status,
+    (status, progress): (Status, Progress),
     reporter: Reporter,
 ) -> Result<Exit, Failure> {
     let out = flags.out_dir.as_deref().map(OutDir::create).transpose()?;
     let mut interrupts = Interrupts::new()?;
     let spec = run::spec_unless_interrupted(flags, link, &mut interrupts).await?;
-    let maker = Maker::new(spec, flags.each);
+    let maker = Maker::new(spec, flags.each.then(|| flags.hole()));
     let shared = Shared::default();
     let mut twin = link.twin();
     let fetcher = out.map(|out| Fetcher::start(out, link.twin()));
-    let filter = Filter::new(&shared, maker, (fetcher, status), flags, reporter);
+    let filter = Filter::new(&shared, maker, flags, reporter, Told { fetcher, status, progress });
     let mut work = std::pin::pin!(filter.run(link));
     let mut cancel = std::pin::pin!(cancel_all(&shared, &mut twin));
     loop {
@@ -102,7 +92,7 @@ pub async fn filter(
                 return ended.map(|exit| if stopping { Exit::Cancelled } else { exit });
             }
             interrupt = interrupts.next() => {
-                let left = shared.pending.borrow().values().filter(|job| job.sent).count();
+                let left = shared.sent();
                 if interrupt == Interrupt::Detach || stopping {
                     let what = format_args!("outcome unknown: detached, {left} jobs go on");
                     return Err(Failure::new(Exit::Unknown, what)
@@ -121,17 +111,25 @@ pub async fn filter(
 /// whose submission is still under way, or whose broker is away, is asked for again.
 async fn cancel_all(shared: &Shared, link: &mut Link) {
     let mut last = None;
-    while let Some((index, job)) = shared.sent_after(last) {
+    while let Some(submission) = shared.sent_after(last) {
+        let job = submission.id;
         let path = format!("/v1/jobs/{job}/cancel");
         match link.ask(Method::POST, &path, None).await {
             Err(failure) if matches!(failure.exit, Exit::Absent | Exit::NoBroker) => {
                 tracing::info!("cancel {job}: {}", failure.what);
                 tokio::time::sleep(limits::CONNECT_PAUSE_MAX).await;
             }
-            Ok(_) | Err(_) => last = Some(index),
+            Ok(_) | Err(_) => last = Some(submission.last),
         }
     }
     std::future::pending().await
+}
+
+/// By what the ends of jobs are told, beside stdout.
+struct Told {
+    fetcher: Option<Fetcher>,
+    status: Status,
+    progress: Progress,
 }
 
 /// The filter: what it has read, sent, and has yet to print.
@@ -149,13 +147,21 @@ struct Filter<'a> {
     /// Whether no line will come any more.
     ended: bool,
     held_bytes: usize,
-    /// Numbers of lines that wait to be sent.
-    ready: VecDeque<u64>,
-    /// Lines that a full queue did not take, and when they are offered again.
-    delayed: Vec<u64>,
+    /// What waits to be sent, by line.
+    ready: VecDeque<Ready>,
+    /// What a full queue did not take, and when it is offered again.
+    delayed: Vec<Ready>,
     delayed_until: Instant,
+    /// Lines that are sent together, at the most.
+    chunk_lines: usize,
+    /// Lines that are arrays, with their elements that have not ended.
+    arrays: HashMap<JobId, (u64, Ranges)>,
+    order: Order,
     outgoing: Outgoing,
     status: Status,
+    progress: Progress,
+    /// Whether what is written to stdout may be on the terminal on which the progress is.
+    shares_terminal: bool,
     bad: bool,
     failed: bool,
     /// How the first job whose files could not be fetched makes us end.
@@ -166,10 +172,11 @@ impl<'a> Filter<'a> {
     fn new(
         shared: &'a Shared,
         maker: Maker,
-        (fetcher, status): (Option<Fetcher>, Status),
         flags: &JobFlags,
         reporter: Reporter,
+        Told { fetcher, status, progress }: Told,
     ) -> Self {
+        let shares_terminal = io::stdout().is_terminal() || flags.status_fd.is_some();
         Self {
             shared,
             maker,
@@ -177,16 +184,21 @@ impl<'a> Filter<'a> {
             detach: flags.detach,
             until: flags.until.word(),
             reporter,
-            input: read_stdin(),
-            lines: Lines::new(),
+            input: input::read_stdin(),
+            lines: if flags.null { Lines::null() } else { Lines::new() },
             input_ended: false,
             ended: false,
             held_bytes: 0,
             ready: VecDeque::new(),
             delayed: vec![],
             delayed_until: Instant::now(),
+            chunk_lines: limits::CHUNK_LINES_MAX,
+            arrays: HashMap::new(),
+            order: Order::new(flags.keep_order),
             outgoing: Outgoing::default(),
             status,
+            progress,
+            shares_terminal,
             bad: false,
             failed: false,
             unfetched: None,
@@ -195,17 +207,16 @@ impl<'a> Filter<'a> {
 
     async fn run(mut self, link: &mut Link) -> Result<Exit, Failure> {
         loop {
-            self.outgoing.write().await?;
-            self.status.write().await?;
-            while !self.ended && self.shared.pending.borrow().is_empty() {
+            self.write().await?;
+            while !self.ended && self.shared.is_empty() {
                 let fetching = self.fetching() > 0;
                 tokio::select! {
                     piece = self.input.recv() => self.take_input(piece)?,
                     () = self.shared.stop.notified() => self.stop(),
                     done = fetcher::next(&mut self.fetcher), if fetching => self.fetched(done),
+                    () = self.progress.due(), if self.progress.is_on() => self.progress.draw(),
                 }
-                self.outgoing.write().await?;
-                self.status.write().await?;
+                self.write().await?;
                 self.cut_lines();
             }
             if self.is_done() {
@@ -214,9 +225,16 @@ impl<'a> Filter<'a> {
             match self.session(link).await {
                 Ok(()) => {}
                 Err(Asked::Gone(error)) => link.lose(&chain(&error)),
-                Err(Asked::Failed(failure)) => return Err(failure),
+                Err(Asked::Failed(failure)) => {
+                    while let Some(text) = self.order.next_of_rest() {
+                        self.put(&text);
+                    }
+                    self.write().await?;
+                    return Err(failure);
+                }
             }
         }
+        self.progress.finish();
         Ok(match (self.bad, self.unfetched, self.failed) {
             (true, ..) => Exit::Data,
             (false, Some(exit), _) => exit,
@@ -225,9 +243,25 @@ impl<'a> Filter<'a> {
         })
     }
 
+    /// Writes all that may be written.
+    async fn write(&mut self) -> Result<(), Failure> {
+        self.release();
+        self.make_way();
+        self.outgoing.write().await?;
+        self.status.write().await
+    }
+
+    /// Takes the progress off a terminal that is about to be written to.
+    fn make_way(&mut self) {
+        if self.shares_terminal && !(self.outgoing.is_empty() && self.status.len() == 0) {
+            self.progress.hide();
+        }
+    }
+
     fn is_done(&self) -> bool {
         self.ended
-            && self.shared.pending.borrow().is_empty()
+            && self.order.is_empty()
+            && self.shared.is_empty()
             && self.outgoing.is_empty()
             && self.status.len() == 0
             && self.fetching() == 0
@@ -266,9 +300,12 @@ impl<'a> Filter<'a> {
         let mut answer: Option<Answer> = None;
         loop {
             self.cut_lines();
+            self.release();
             if self.is_done() {
                 return Ok(());
             }
+            self.make_way();
+            let drawing = self.progress.is_on() && self.outgoing.is_empty();
             let room = self.has_room() && !self.input_ended && !self.shared.stopping.get();
             let (listening, fetching) = (self.is_listening(), self.fetching() > 0);
             let (sending, writing) = (!self.ready.is_empty(), !self.outgoing.is_empty());
@@ -286,7 +323,7 @@ impl<'a> Filter<'a> {
                     None => return Err(early(&address)),
                 },
                 permit = pieces.reserve(), if sending => match permit {
-                    Ok(permit) => permit.send(Ok(self.next_piece())),
+                    Ok(permit) => permit.send(Ok(self.next_piece(&address))),
                     // Whoever reads the body has gone; the answer tells why.
                     Err(_) => self.ready.clear(),
                 },
@@ -299,8 +336,12 @@ impl<'a> Filter<'a> {
                 told = self.status.write(), if telling => told.map_err(Asked::Failed)?,
                 fetched = fetcher::next(&mut self.fetcher), if fetching => self.fetched(fetched),
                 () = tokio::time::sleep_until(until), if waiting => {
-                    self.ready.extend(self.delayed.drain(..));
+                    // They are earlier lines than all that wait.
+                    for ready in self.delayed.drain(..).rev() {
+                        self.ready.push_front(ready);
+                    }
                 }
+                () = self.progress.due(), if drawing => self.progress.draw(),
                 () = self.shared.stop.notified() => self.stop(),
             }
         }
@@ -308,13 +349,24 @@ impl<'a> Filter<'a> {
 
     /// Everything that has not ended is to be sent on a new connection.
     fn begin_anew(&mut self) {
-        self.ready = self.shared.pending.borrow().keys().copied().collect();
+        self.ready.clear();
         self.delayed.clear();
+        for (number, line) in self.shared.pending.borrow().iter() {
+            match (&line.submission, self.ready.back()) {
+                (None, _) => self.ready.push_back(Ready::Line(*number)),
+                (Some(own), Some(Ready::Submission(before))) if Rc::ptr_eq(own, before) => {}
+                (Some(own), _) => {
+                    self.ready.push_back(Ready::Submission(Rc::clone(own)));
+                }
+            }
+        }
     }
 
     fn has_room(&self) -> bool {
+        let unfinished = self.shared.open();
         self.delayed.is_empty()
-            && self.shared.pending.borrow().len() < limits::UNFINISHED_PER_CLIENT_MAX
+            && unfinished < limits::UNFINISHED_PER_CLIENT_MAX
+            && self.order.has_room(unfinished + self.fetching())
             && self.held_bytes < limits::UNFINISHED_BYTES_MAX
     }
 
@@ -343,18 +395,29 @@ impl<'a> Filter<'a> {
                 None => break,
             }
         }
+        if self.ended {
+            self.progress.complete();
+        }
     }
 
     fn take_line(&mut self, line: &[u8]) {
         let index = self.lines.number();
-        match self.maker.job(index, line) {
-            Ok(job) => {
-                self.held_bytes += job.text.len();
-                self.shared.pending.borrow_mut().insert(index, job);
-                self.ready.push_back(index);
+        let line = match self.maker.line(index, line) {
+            Ok(Made::Item(item)) => {
+                self.ready.push_back(Ready::Line(index));
+                let bytes = item.bytes().len();
+                Line { item: Some(item), submission: None, bytes }
             }
-            Err(error) => self.tell(index, &Failure::new(Exit::Data, error)),
-        }
+            Ok(Made::Job(submission, item)) => {
+                let (bytes, submission) = (submission.text.len(), Rc::new(submission));
+                self.ready.push_back(Ready::Submission(Rc::clone(&submission)));
+                Line { item, submission: Some(submission), bytes }
+            }
+            Err(error) => return self.tell(index, &Failure::new(Exit::Data, error)),
+        };
+        self.held_bytes += line.bytes;
+        self.shared.pending.borrow_mut().insert(index, line);
+        self.progress.submitted(1);
     }
 
     fn refuse(&mut self, error: &LineError) {
@@ -363,127 +426,82 @@ impl<'a> Filter<'a> {
     }
 
     fn tell(&mut self, index: u64, failure: &Failure) {
+        self.tell_lines(&Ranges::one(index), failure);
+    }
+
+    fn tell_lines(&mut self, lines: &Ranges, failure: &Failure) {
         self.bad = true;
-        let what = format!("line {index}: {}", unnumbered(&failure.what));
+        let word = if lines.len() == 1 { "line" } else { "lines" };
+        let what = format!("{word} {lines}: {}", unnumbered(&failure.what));
         let (hint, problem) = (failure.hint.clone(), failure.problem.clone());
         self.reporter.failure(&Failure { exit: failure.exit, what, hint, problem });
     }
 
-    fn next_piece(&mut self) -> Bytes {
+    fn next_piece(&mut self, address: &Address) -> Bytes {
+        let (mut submissions, mut bytes) = (vec![], 0);
+        while bytes < PIECE_BYTES {
+            let submission = match self.ready.pop_front() {
+                Some(Ready::Submission(own)) if self.shared.lines_of(&own).is_empty() => continue,
+                Some(Ready::Submission(submission)) => submission,
+                Some(Ready::Line(first)) => match self.gather(first) {
+                    Some(submission) => submission,
+                    None => continue,
+                },
+                None => break,
+            };
+            submission.send_to(address);
+            bytes += submission.text.len();
+            submissions.push(submission);
+        }
+        joined(submissions.iter().map(|submission| &*submission.text))
+    }
+
+    /// One submission of a line and of those that wait right behind it.
+    fn gather(&mut self, first: u64) -> Option<Rc<Submission>> {
         let mut pending = self.shared.pending.borrow_mut();
-        let (mut indices, mut bytes) = (vec![], 0);
-        while let Some(index) = self.ready.pop_front() {
-            if let Some(job) = pending.get_mut(&index) {
-                job.sent = true;
-                bytes += job.text.len();
-                indices.push(index);
+        let (mut items, mut bytes, mut next) = (vec![], 0, Some(first));
+        while let Some(number) = next.take() {
+            if let Some(item) = pending.get(&number).and_then(|line| line.item.clone()) {
+                bytes += item.bytes().len();
+                items.push((number, item));
             }
-            if bytes >= PIECE_BYTES {
-                break;
+            if let Some(Ready::Line(behind)) = self.ready.front()
+                && items.len() < self.chunk_lines
+                && bytes < PIECE_BYTES
+            {
+                next = Some(*behind);
+                self.ready.pop_front();
             }
         }
-        joined(indices.iter().filter_map(|index| Some(pending.get(index)?.text.as_str())))
-    }
-
-    fn handle(&mut self, text: &str) -> Result<(), Asked> {
-        let head = line::head(text).map_err(Asked::Failed)?;
-        match (&*head.kind, head.index) {
-            ("submitted", Some(index)) if self.detach => {
-                if let (Some(_), Some(job)) = (self.finish(index), head.job) {
-                    self.outgoing.push(&job.to_string());
-                }
-            }
-            ("result", Some(index)) => {
-                let Some(job) = self.finish(index) else { return Ok(()) };
-                self.failed |= head.state != Some(JobState::Succeeded);
-                self.take_result(index, with_item(text, job.item.as_ref()))
-                    .map_err(Asked::Failed)?;
-            }
-            ("problem", index) => {
-                let problem: Problem = line::read(text).map_err(Asked::Failed)?;
-                self.handle_problem(problem, index)?;
-            }
-            _ => {}
+        let numbers: Vec<u64> = items.iter().map(|(number, _)| *number).collect();
+        if items.is_empty() {
+            return None;
         }
-        Ok(())
-    }
-
-    /// Prints a result, once its files are here.
-    fn take_result(&mut self, index: u64, text: String) -> Result<(), Failure> {
-        let ready = match &mut self.fetcher {
-            Some(fetcher) => fetcher.take(index, text)?,
-            None => Some(text),
-        };
-        if let Some(text) = ready {
-            self.print(&text);
-        }
-        Ok(())
-    }
-
-    fn fetched(&mut self, fetched: Fetched) {
-        if let Some(failure) = fetched.failure {
-            let exit = self.reporter.failure(&failure);
-            self.unfetched.get_or_insert(exit);
-        }
-        self.print(&fetched.text);
-    }
-
-    fn print(&mut self, text: &str) {
-        self.outgoing.push(text);
-        self.status.push(text);
-    }
-
-    fn handle_problem(&mut self, problem: Problem, index: Option<u64>) -> Result<(), Asked> {
-        let full = problem.code == "queue-full";
-        let failure = Failure::from(ClientError::Refused(Box::new(problem)));
-        let Some(index) = index else { return Err(Asked::Failed(failure)) };
-        if full {
-            if self.delayed.is_empty() {
-                self.delayed_until = Instant::now() + limits::QUEUE_FULL_PAUSE;
-                tracing::info!("{}: offered again later", failure.what);
+        let submission = Rc::new(self.maker.chunk(items));
+        for number in numbers {
+            if let Some(line) = pending.get_mut(&number) {
+                line.submission = Some(Rc::clone(&submission));
             }
-            self.delayed.push(index);
-        } else if self.finish(index).is_some() {
-            self.tell(index, &failure);
         }
-        Ok(())
-    }
-
-    fn finish(&mut self, index: u64) -> Option<Pending> {
-        let job = self.shared.pending.borrow_mut().remove(&index)?;
-        self.held_bytes -= job.text.len();
-        Some(job)
+        Some(submission)
     }
 
     /// Reads no more, and forgets what was never sent.
     fn stop(&mut self) {
-        self.shared.pending.borrow_mut().retain(|_, job| job.sent);
-        (self.input_ended, self.ended) = (true, true);
-        self.delayed.clear();
-    }
-}
-
-/// The result line with the item that the job was made of, right behind its number.
-fn with_item(text: &str, item: Option<&Text>) -> String {
-    let Some(item) = item else { return text.to_owned() };
-    match item.as_utf8() {
-        Some(item) => line::with_members_after(text, "index", &[("item", item)]),
-        None => {
-            let item = STANDARD.encode(item.bytes());
-            let members = [("item", &*item), ("item_encoding", "base64")];
-            line::with_members_after(text, "index", &members)
+        // A full queue took none of those.
+        for ready in std::mem::take(&mut self.delayed) {
+            if let Ready::Submission(own) = ready {
+                own.sent.set(false);
+            }
         }
+        self.shared.forget_unsent();
+        self.ready.retain(|ready| matches!(ready, Ready::Submission(own) if own.sent.get()));
+        (self.input_ended, self.ended) = (true, true);
+        self.progress.stop(self.shared.open() as u64);
     }
 }
 
-/// What the broker says of a line, without its own number for it: ours is that on stdin.
-fn unnumbered(what: &str) -> &str {
-    let parts = what.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
-    let numbered = parts.filter(|(number, _)| number.parse::<u64>().is_ok());
-    numbered.map_or(what, |(_, words)| words)
-}
-
-fn early(address: &crate::runtime::endpoint::Address) -> Asked {
+fn early(address: &Address) -> Asked {
     let what = "broker ended its answer before all jobs did".to_owned();
     Asked::Gone(ClientError::Unknown { address: address.clone(), what })
 }
@@ -492,39 +510,5 @@ async fn next_of(answer: &mut Option<Answer>) -> Result<Option<String>, ClientEr
     match answer {
         Some(answer) => answer.next().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Reads stdin on a thread of its own, which nobody waits for at the end.
-fn read_stdin() -> mpsc::Receiver<io::Result<Bytes>> {
-    let (pieces, input) = mpsc::channel(PIECES_MAX);
-    std::thread::spawn(move || {
-        let mut stdin = io::stdin().lock();
-        let mut piece = vec![0; PIECE_BYTES];
-        loop {
-            let read = match stdin.read(&mut piece) {
-                Ok(0) => break,
-                Ok(length) => Ok(Bytes::copy_from_slice(&piece[..length])),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => Err(error),
-            };
-            let failed = read.is_err();
-            if pieces.blocking_send(read).is_err() || failed {
-                break;
-            }
-        }
-    });
-    input
-}
-
-#[cfg(test)]
-mod tests {
-    use super::unnumbered;
-
-    #[test]
-    fn a_line_has_one_number() {
-        assert_eq!(unnumbered("line 4: a job is over"), "a job is over");
-        assert_eq!(unnumbered("line x: y"), "line x: y");
-        assert_eq!(unnumbered("no job"), "no job");
     }
 }

@@ -18,7 +18,7 @@ use hyper::Method;
 use crate::cli::exit::Exit;
 use crate::cli::report::{Failure, chain};
 use crate::proto::content::check_path;
-use crate::proto::id::JobId;
+use crate::proto::id::TaskId;
 use crate::proto::result::OutputFile;
 use crate::runtime::client::{self, Body};
 use crate::runtime::transfer::{self, TransferError};
@@ -47,6 +47,14 @@ impl OutDir {
         Ok(Self { shown: path.to_owned(), root })
     }
 
+    /// A directory in it, which is made where it is absent.
+    ///
+    /// # Errors
+    /// It cannot be made (73).
+    pub fn below(&self, name: &str) -> Result<Self, Failure> {
+        Self::create(&self.shown.join(name))
+    }
+
     /// Fetches all files of a job, those of one of many into a directory of its own.
     ///
     /// # Errors
@@ -54,7 +62,7 @@ impl OutDir {
     /// result says; those before it are there.
     pub async fn fetch(
         &self,
-        job: JobId,
+        job: TaskId,
         below: Option<&str>,
         outputs: &BTreeMap<String, OutputFile>,
         link: &mut Link,

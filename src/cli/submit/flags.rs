@@ -15,14 +15,18 @@ use crate::cli::args::{BrokerArgs, Common, span};
 use crate::cli::report::Failure;
 use crate::proto::content::{Content, Module};
 use crate::proto::id::JobId;
-use crate::proto::job::JobSpec;
+use crate::proto::job::{AfterDeadline, JobSpec};
 use crate::proto::limits;
 use crate::proto::precedence::Precedence;
+use crate::proto::ranges::{Ranges, RangesError};
 use crate::proto::text::Text;
 use crate::proto::units::Span;
 use crate::proto::view::JobState;
 
 use super::needs::needs;
+
+#[cfg(test)]
+mod tests;
 
 /// Hand jobs to a broker, follow them, and ask about them.
 ///
@@ -55,12 +59,31 @@ pub struct Cli {
 /// Flags that describe jobs.
 #[derive(Debug, Args)]
 pub struct JobFlags {
-    /// One job for each line of stdin: the line replaces {} and is in UCP_JOB_ITEM
+    /// One job for each line of stdin: the line replaces {} and is in UCP_JOB_ITEM, its number in
+    /// UCP_JOB_INDEX
     #[arg(long, help_heading = "Many jobs", conflicts_with = "jsonl")]
     pub each: bool,
     /// One job spec as JSON for each line of stdin
     #[arg(long, help_heading = "Many jobs", conflicts_with = "command")]
     pub jsonl: bool,
+    /// One element for each number, which replaces {} and is in UCP_JOB_INDEX: 1-1000 or 1,5,9-12
+    #[arg(long, value_name = "NUMBERS", help_heading = "Many jobs", value_parser = ranges)]
+    #[arg(conflicts_with_all = ["each", "jsonl"])]
+    pub array: Option<Ranges>,
+    /// What the line of --each or the number of --array replaces, instead of {}
+    #[arg(short = 'I', long, value_name = "STR", help_heading = "Many jobs")]
+    #[arg(allow_hyphen_values = true)]
+    pub replace: Option<String>,
+    /// With --each: items end with NUL instead of a newline and are any other bytes
+    #[arg(short = '0', long, help_heading = "Many jobs", requires = "each")]
+    pub null: bool,
+    /// Print results in the order of the lines or numbers; one that is ready waits for those
+    /// before it
+    #[arg(long, help_heading = "Many jobs")]
+    pub keep_order: bool,
+    /// Tell how far many jobs are, also where stderr is no terminal
+    #[arg(long, help_heading = "Many jobs")]
+    pub progress: bool,
     /// Do not wait: print the job's id once the broker has it
     #[arg(long)]
     pub detach: bool,
@@ -105,6 +128,14 @@ pub struct JobFlags {
     /// How long one run may take
     #[arg(long, value_name = "D", value_parser = span, help_heading = "Job")]
     pub timeout: Option<Span>,
+    /// How long after its submission it may begin; then it expires. Counted in running time by the
+    /// broker, from anew after a rerun or when the broker's machine boots
+    #[arg(long, value_name = "D", value_parser = span, help_heading = "Job")]
+    pub deadline: Option<Span>,
+    /// If it runs when the deadline is over: let it finish, or stop it
+    #[arg(long, value_name = "WHAT", value_parser = after_deadline, default_value = "finish")]
+    #[arg(help_heading = "Job")]
+    pub after_deadline: AfterDeadline,
     /// The same key and job are one job, however often it is submitted
     #[arg(long, value_name = "KEY", help_heading = "Job")]
     pub key: Option<String>,
@@ -248,6 +279,8 @@ pub enum Mode<'a> {
     One(&'a JobFlags),
     /// A job for each line of stdin.
     Many(&'a JobFlags),
+    /// A job of many elements.
+    Array(&'a JobFlags),
     /// Something about jobs.
     Ask(&'a Command),
 }
@@ -283,7 +316,11 @@ impl Cli {
                 .hint("let one job wait for some of them, and this one for that"));
         }
         job.base()?;
-        Ok(if many { Mode::Many(job) } else { Mode::One(job) })
+        Ok(match (many, &job.array) {
+            (true, _) => Mode::Many(job),
+            (false, Some(_)) => Mode::Array(job),
+            (false, None) => Mode::One(job),
+        })
     }
 }
 
@@ -316,15 +353,29 @@ impl JobFlags {
         spec.precedence = self.precedence.unwrap_or_default();
         spec.retries = self.retries;
         spec.timeout = self.timeout;
+        spec.deadline = self.deadline;
+        spec.after_deadline = self.after_deadline;
         spec.max_lost = self.max_lost;
         spec.key.clone_from(&self.key);
         spec.name.clone_from(&self.name);
+        spec.array.clone_from(&self.array);
+        let hole = self.hole();
+        let holed = |text: &Text| text.lossy().contains(hole);
+        if self.array.is_some() && spec.command.iter().chain(&spec.args).any(holed) {
+            spec.placeholder = Some(hole.to_owned());
+        }
         let mut checked = spec.clone();
         if self.jsonl {
             checked.command = vec!["from the line".into()];
         }
         checked.validate().map_err(Failure::usage)?;
         Ok(spec)
+    }
+
+    /// What is replaced by the line of --each or the number of --array.
+    #[must_use]
+    pub fn hole(&self) -> &str {
+        self.replace.as_deref().unwrap_or("{}")
     }
 
     /// Whether something of the job comes from our standard input, or was said to come from
@@ -355,11 +406,20 @@ impl JobFlags {
     }
 
     fn check_many(&self, many: bool) -> Result<(), Failure> {
-        if self.each && self.key.as_ref().is_some_and(|key| !key.contains("{}")) {
-            return Err(Failure::usage("--key is the same for every line of --each")
-                .hint("put {} into the key"));
+        let hole = self.hole();
+        if hole.is_empty() {
+            return Err(Failure::usage("--replace is empty, which stands everywhere")
+                .hint("name what the line replaces, as in: -I % -- echo %"));
         }
-        let holed = |given: &&Given| given.file.to_string_lossy().contains("{}");
+        if self.replace.is_some() && !self.each && self.array.is_none() {
+            return Err(Failure::usage("--replace is for --each and --array")
+                .hint("name what varies: --array 1-9, or --each for the lines of stdin"));
+        }
+        if self.each && self.key.as_ref().is_some_and(|key| !key.contains(hole)) {
+            return Err(Failure::usage("--key is the same for every line of --each")
+                .hint(format_args!("put {hole} into the key")));
+        }
+        let holed = |given: &&Given| given.file.to_string_lossy().contains(hole);
         if let Some(given) = self.inputs.iter().find(|given| many && holed(given)) {
             let what = format_args!("--in {}: a line names no file", given.file.display());
             return Err(Failure::usage(what)
@@ -426,10 +486,18 @@ fn precedence(text: &str) -> Result<Precedence, String> {
     text.parse()
 }
 
+fn after_deadline(text: &str) -> Result<AfterDeadline, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither finish nor stop"))
+}
+
 fn state(text: &str) -> Result<JobState, String> {
     let words = JobState::ALL.map(JobState::word).join(", ");
     let found = JobState::ALL.into_iter().find(|state| state.word() == text);
     found.ok_or_else(|| format!("{text:?} is no state: {words}"))
+}
+
+fn ranges(text: &str) -> Result<Ranges, String> {
+    text.parse().map_err(|error: RangesError| error.to_string())
 }
 
 /// Reads a job id or the end of one, as a piece of a path that needs no quoting.
@@ -438,110 +506,18 @@ fn state(text: &str) -> Result<JobState, String> {
 /// It holds something else than hexadecimal digits and hyphens, or nothing.
 pub fn job_ref(text: &str) -> Result<String, String> {
     let legal = |c: char| c.is_ascii_hexdigit() || c == '-';
-    if text.is_empty() || text == "-" || text.len() > 64 || !text.chars().all(legal) {
-        return Err(format!("{text:?} is no job id: a UUID or the end of one is expected"));
+    let (job, element) = text.split_once('/').map_or((text, None), |(job, e)| (job, Some(e)));
+    let bad_job = job.is_empty() || job == "-" || job.len() > 64 || !job.chars().all(legal);
+    let number = |text: &str| text.parse::<u64>().is_ok() && !text.starts_with('+');
+    if bad_job || element.is_some_and(|element| !number(element)) {
+        let expected = "a UUID or the end of one is expected, of an array's element ID/7";
+        return Err(format!("{text:?} is no job id: {expected}"));
     }
-    let whole = text.parse::<JobId>().map(|job| job.to_string());
-    Ok(whole.unwrap_or_else(|_| text.to_ascii_lowercase()))
+    let whole = job.parse::<JobId>().map(|job| job.to_string());
+    let job = whole.unwrap_or_else(|_| job.to_ascii_lowercase());
+    Ok(element.map_or(job.clone(), |element| format!("{job}/{element}")))
 }
 
 fn job_ref_or_stdin(text: &str) -> Result<String, String> {
     if text == "-" { Ok(text.to_owned()) } else { job_ref(text) }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::{CommandFactory, FromArgMatches};
-
-    use super::*;
-
-    fn parsed(arguments: &[&str]) -> (Cli, ArgMatches) {
-        let all = [&["ucp-submit"], arguments].concat();
-        let matches = Cli::command().try_get_matches_from(all).expect("right usage");
-        (Cli::from_arg_matches(&matches).expect("a command line"), matches)
-    }
-
-    fn wrong(arguments: &[&str]) -> Failure {
-        let (cli, matches) = parsed(arguments);
-        let mode = cli.mode(&matches).map(|mode| format!("{mode:?}"));
-        mode.expect_err("wrong usage")
-    }
-
-    #[test]
-    fn flags_become_a_spec() {
-        let (cli, _) = parsed(&[
-            "--needs",
-            "cores=2,memory=1G",
-            "--needs",
-            "label=gpu",
-            "--env",
-            "A=b=c",
-            "--timeout",
-            "2s",
-            "--retries",
-            "3",
-            "--precedence",
-            "flash",
-            "--",
-            "list",
-            "-v",
-        ]);
-        let text = cli.job.base().expect("a spec").to_json();
-        let expected = r#"{"command":["list","-v"],"env":{"A":"b=c"},"needs":{"cores":2,"memory":"1G","labels":["gpu"]},"precedence":"flash","retries":3,"timeout":"2s"}"#;
-        assert_eq!(text, expected);
-    }
-
-    #[test]
-    fn files_and_any_bytes_become_a_spec() {
-        let (cli, _) = parsed(&["--wasm", "d/a.wat", "--out", "./b//*.csv", "--", "x"]);
-        let text = cli.job.base().expect("a spec").to_json();
-        let expected = r#"{"wasm":{"text":"","name":"a.wat"},"args":["x"],"outputs":["b/*.csv"]}"#;
-        assert_eq!(text, expected);
-        let of = |text: &str| given(OsStr::new(text));
-        let file = |file: &str| PathBuf::from(file);
-        assert_eq!(of("d/a"), Ok(Given { file: file("d/a"), path: None }));
-        assert_eq!(of("a=b=c/d"), Ok(Given { file: file("a=b"), path: Some("c/d".into()) }));
-        for bad in ["", "-", "=a", "a="] {
-            assert!(of(bad).is_err(), "{bad:?}");
-        }
-        let value = variable(OsString::from_vec(b"A=\xff=".to_vec())).expect("a variable");
-        assert_eq!(value, ("A".to_owned(), Text::from(b"\xff=".to_vec())));
-        assert!(variable("A".into()).is_err() && variable("=a".into()).is_err());
-    }
-
-    #[test]
-    fn common_flags_may_stand_on_either_side_of_a_subcommand() {
-        for arguments in [["--json", "list"], ["list", "--json"]] {
-            let (cli, matches) = parsed(&arguments);
-            assert!(cli.json);
-            assert!(matches!(cli.mode(&matches), Ok(Mode::Ask(Command::List(_)))));
-        }
-    }
-
-    #[test]
-    fn what_does_not_belong_together_is_wrong_usage() {
-        for (arguments, word) in [
-            (&[][..], "no command"),
-            (&["--timeout", "1s", "list"], "--timeout"),
-            (&["--each", "--stdin", "-", "--", "a"], "--stdin"),
-            (&["--each", "--key", "k", "--", "a"], "--key"),
-            (&["--needs", "core=1", "--", "a"], "--needs core=1"),
-            (&["--needs", "memory=1Q", "--", "a"], "--needs memory=1Q"),
-            (&["--retries", "1000000", "--", "a"], "retries"),
-            (&["--wasm", "-", "--stdin", "-"], "--stdin - and --wasm -"),
-            (&["--each", "--in", "{}", "--", "a"], "--in {}"),
-            (&["--detach", "--out-dir", "d", "--", "a"], "--out-dir"),
-            (&["--out", "../a", "--", "a"], "outputs"),
-            (&["--out", "/a", "--", "a"], "outputs"),
-        ] {
-            let failure = wrong(arguments);
-            assert_eq!(failure.exit.status(), 64);
-            assert!(failure.what.contains(word), "{}", failure.what);
-        }
-    }
-
-    #[test]
-    fn the_whole_command_line_is_sound() {
-        crate::cli::args::with_twins(Cli::command(), "ucp-submit").debug_assert();
-    }
 }

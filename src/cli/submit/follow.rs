@@ -11,7 +11,7 @@ use hyper::Method;
 use crate::cli::exit::Exit;
 use crate::cli::output;
 use crate::cli::report::{self, Failure, Reporter};
-use crate::proto::id::{AttemptId, JobId};
+use crate::proto::id::{AttemptId, TaskId};
 use crate::proto::message::StreamName;
 use crate::runtime::client::Body;
 use crate::wire::api::{AttemptLine, OutputLine, ResultLine};
@@ -41,7 +41,7 @@ impl Ended {
 
 /// Follows a job's output and remembers how much of it was printed.
 pub struct Follower {
-    job: JobId,
+    job: TaskId,
     attempt: Option<AttemptId>,
     /// Bytes printed of each stream that is wanted.
     stdout: Option<u64>,
@@ -53,13 +53,13 @@ pub struct Follower {
 
 impl Follower {
     /// Both streams, each to ours; nothing printed yet.
-    pub fn both(job: JobId, reporter: Reporter) -> Self {
+    pub fn both(job: TaskId, reporter: Reporter) -> Self {
         let (stdout, stderr) = (Some(0), Some(0));
         Self { job, attempt: None, stdout, stderr, stderr_is_data: false, reporter }
     }
 
     /// One stream, to our standard output; nothing printed yet.
-    pub fn one(job: JobId, stderr: bool, reporter: Reporter) -> Self {
+    pub fn one(job: TaskId, stderr: bool, reporter: Reporter) -> Self {
         let (stdout, stderr) = ((!stderr).then_some(0), stderr.then_some(0));
         Self { job, attempt: None, stdout, stderr, stderr_is_data: true, reporter }
     }

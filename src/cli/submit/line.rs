@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::cli::exit::Exit;
 use crate::cli::report::Failure;
-use crate::proto::id::JobId;
+use crate::proto::id::TaskId;
 use crate::proto::view::JobState;
 
 /// The members that decide what is done with a line.
@@ -23,7 +23,7 @@ pub struct Head<'a> {
     pub index: Option<u64>,
     /// The job.
     #[serde(default)]
-    pub job: Option<JobId>,
+    pub job: Option<TaskId>,
     /// Where it stands.
     #[serde(default)]
     pub state: Option<JobState>,

@@ -5,7 +5,7 @@
 
 use crate::cli::exit::Exit;
 use crate::cli::report::Reporter;
-use crate::proto::id::JobId;
+use crate::proto::id::TaskId;
 use crate::proto::limits;
 use crate::proto::units::Size;
 use crate::proto::view::JobState;
@@ -81,7 +81,7 @@ pub fn tell_cut(line: &ResultLine, reporter: Reporter) {
 }
 
 /// Tells that a job's end is not known, and how to learn it.
-pub fn unknown(job: JobId, why: &str, reporter: Reporter) -> Exit {
+pub fn unknown(job: TaskId, why: &str, reporter: Reporter) -> Exit {
     reporter.own(job, format_args!("outcome unknown: {why}; 'ucp-submit wait {job}' goes on"));
     Exit::Unknown
 }

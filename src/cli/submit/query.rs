@@ -7,7 +7,7 @@ use hyper::Method;
 use crate::cli::exit::Exit;
 use crate::cli::output;
 use crate::cli::report::{Failure, Reporter};
-use crate::proto::id::{AttemptId, JobId};
+use crate::proto::id::{AttemptId, TaskId};
 use crate::proto::limits;
 use crate::runtime::client::{Body, ClientError};
 use crate::wire::api::{ExecutorLine, JobLine, ShowLine, WhyLine};
@@ -124,11 +124,11 @@ pub fn named(jobs: &[String]) -> Result<Vec<String>, Failure> {
     Ok(found)
 }
 
-/// The whole id of a job that is named by the end of it.
+/// The whole id of a job or element that is named by the end of it.
 ///
 /// # Errors
 /// No broker is reachable, or no such job is known, or more than one.
-pub async fn resolve(text: &str, link: &mut Link) -> Result<JobId, Failure> {
+pub async fn resolve(text: &str, link: &mut Link) -> Result<TaskId, Failure> {
     if let Ok(job) = text.parse() {
         return Ok(job);
     }
@@ -138,7 +138,7 @@ pub async fn resolve(text: &str, link: &mut Link) -> Result<JobId, Failure> {
 }
 
 /// Waits until no executor has anything of the job any more, or nobody can tell.
-pub async fn until_gone(job: JobId, link: &mut Link) {
+pub async fn until_gone(job: TaskId, link: &mut Link) {
     let path = format!("/v1/jobs/{job}?facts_only=1");
     let Ok(shown) = link.ask(Method::GET, &path, None).await else { return };
     let Ok(shown) = line::read::<ShowLine>(&shown) else { return };
@@ -159,7 +159,7 @@ pub async fn until_gone(job: JobId, link: &mut Link) {
 }
 
 /// Cancels a job whose submission may still be under way; stops when it is done or cannot be.
-pub async fn cancel_until_known(job: JobId, link: &mut Link) {
+pub async fn cancel_until_known(job: TaskId, link: &mut Link) {
     let path = format!("/v1/jobs/{job}/cancel");
     loop {
         match link.ask(Method::POST, &path, None).await {

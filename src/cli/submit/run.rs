@@ -11,7 +11,7 @@ use hyper::Method;
 use crate::cli::exit::Exit;
 use crate::cli::output::{self, OutputError};
 use crate::cli::report::{Failure, Reporter};
-use crate::proto::id::JobId;
+use crate::proto::id::{JobId, TaskId};
 use crate::proto::job::{JobSpec, SpecError};
 use crate::proto::limits;
 use crate::proto::rng::Rng;
@@ -44,11 +44,11 @@ pub async fn spec(flags: &JobFlags, link: &mut Link) -> Result<JobSpec, Failure>
     for text in &flags.after {
         let job = match text.parse::<JobId>() {
             Ok(job) => job,
-            Err(_) => query::resolve(text, link).await?,
+            Err(_) => query::resolve(text, link).await?.job,
         };
         spec.after.push(job);
     }
-    let many = flags.each || flags.jsonl;
+    let many = flags.each || flags.jsonl || flags.array.is_some();
     upload::fill(&mut spec, Wanted::of(flags, many), link).await?;
     Ok(spec)
 }
@@ -77,7 +77,11 @@ pub fn fresh_id() -> JobId {
     JobId::random(entropy::wall(), &mut Rng::from_seed(entropy::seed()))
 }
 
-fn submission(spec: JobSpec) -> Result<(JobId, String), Failure> {
+/// The id of a submission and its JSON.
+///
+/// # Errors
+/// It is too long.
+pub fn submission(spec: JobSpec) -> Result<(JobId, String), Failure> {
     let id = match &spec.key {
         Some(key) => JobId::keyed(key, &spec.digest()),
         None => fresh_id(),
@@ -98,8 +102,12 @@ fn out_dir(flags: &JobFlags) -> Result<Option<OutDir>, Failure> {
     flags.out_dir.as_deref().or(unnamed).map(OutDir::create).transpose()
 }
 
-async fn detach(flags: &JobFlags, link: &mut Link, status: &mut Status) -> Result<Exit, Failure> {
-    let (_, body) = submission(spec(flags, link).await?)?;
+/// Submits a job and prints its id.
+///
+/// # Errors
+/// No broker is reachable, or it refused.
+pub async fn detach(spec: JobSpec, link: &mut Link, status: &mut Status) -> Result<Exit, Failure> {
+    let (_, body) = submission(spec)?;
     let line = link.submit("/v1/jobs", &body, &Cell::new(false)).await?;
     let taken: SubmittedLine = line::read(&line)?;
     output::text(&format!("{}\n", taken.job))?;
@@ -132,7 +140,7 @@ pub async fn report(
     reporter: Reporter,
 ) -> Result<Exit, Failure> {
     if flags.detach {
-        return detach(flags, link, &mut status).await;
+        return detach(spec(flags, link).await?, link, &mut status).await;
     }
     let mut interrupts = Interrupts::new()?;
     let (run, body) = Run::prepare(flags, link, &mut interrupts, reporter).await?;
@@ -165,12 +173,12 @@ pub async fn follow(
         reporter.hint("the job does not get what is on stdin; '--stdin -' passes it on");
     }
     if flags.detach {
-        return detach(flags, link, &mut status).await;
+        return detach(spec(flags, link).await?, link, &mut status).await;
     }
     let mut interrupts = Interrupts::new()?;
     let (run, body) = Run::prepare(flags, link, &mut interrupts, reporter).await?;
     let twin = link.twin();
-    let mut follower = Follower::both(run.id, reporter);
+    let mut follower = Follower::both(run.id.into(), reporter);
     let work = async {
         link.submit("/v1/jobs", &body, &run.sent).await?;
         match follower.follow(link).await {
@@ -219,7 +227,7 @@ impl<'a> Run<'a> {
         self.fetching.set(true);
         tokio::select! {
             biased;
-            fetched = out.fetch(self.id, None, outputs, link) => fetched.err(),
+            fetched = out.fetch(self.id.into(), None, outputs, link) => fetched.err(),
             interrupt = self.stop.asked() => {
                 let exit = match interrupt {
                     Interrupt::Cancel => Exit::Cancelled,
@@ -242,7 +250,7 @@ impl<'a> Run<'a> {
         interrupts: &mut Interrupts,
         status: &mut Status,
     ) -> Result<Exit, Failure> {
-        let (id, reporter) = (self.id, self.reporter);
+        let (id, reporter) = (TaskId::from(self.id), self.reporter);
         let mut other = twin.twin();
         let mut work = std::pin::pin!(work);
         let (mut cancelling, mut stopping) = (false, false);
@@ -302,8 +310,8 @@ impl<'a> Run<'a> {
     }
 
     async fn unknown(&self, why: &str, status: &mut Status) -> Result<Exit, Failure> {
-        let exit = outcome::unknown(self.id, why, self.reporter);
-        status.push_unknown(self.id, why);
+        let exit = outcome::unknown(self.id.into(), why, self.reporter);
+        status.push_unknown(self.id.into(), why);
         status.write().await?;
         Ok(exit)
     }

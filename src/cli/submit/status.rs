@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::cli::output::{Outgoing, OutputError};
 use crate::cli::report::Failure;
-use crate::proto::id::JobId;
+use crate::proto::id::TaskId;
 use crate::wire::api::UnknownLine;
 
 /// Where the lines go, if anywhere.
@@ -51,7 +51,7 @@ impl Status {
     }
 
     /// Takes the line of a job whose end is not known.
-    pub fn push_unknown(&mut self, job: JobId, why: &str) {
+    pub fn push_unknown(&mut self, job: TaskId, why: &str) {
         let line = UnknownLine { kind: "unknown".into(), job, reason: why.to_owned() };
         self.push(&serde_json::to_string(&line).expect("a line has only string keys"));
     }

@@ -67,10 +67,10 @@ pub fn jobs(jobs: &[JobLine], colour: bool) -> String {
             short(job.job),
             job.state.word().to_owned(),
             status(job.exit, job.signal),
-            job.attempts.to_string(),
+            if job.elements.is_empty() { job.attempts.to_string() } else { "-".to_owned() },
             job.executor.as_ref().map_or("-".to_owned(), ToString::to_string),
             job.submitted_at.chars().take(19).collect::<String>().replace('T', " "),
-            cut(job.name.as_ref().unwrap_or(&words(&job.command))),
+            what(job),
         ]
     };
     let rows: Vec<_> = jobs.iter().map(row).collect();
@@ -82,6 +82,16 @@ pub fn jobs(jobs: &[JobLine], colour: bool) -> String {
         }
     }
     lines.join("\n") + "\n"
+}
+
+/// The job's name or command, of an array with how many elements stand where.
+fn what(job: &JobLine) -> String {
+    let what = cut(job.name.as_ref().unwrap_or(&words(&job.command)));
+    if job.elements.is_empty() {
+        return what;
+    }
+    let counts = job.elements.iter().map(|(state, count)| format!("{count} {}", state.word()));
+    format!("{what} [{}]", counts.collect::<Vec<_>>().join(", "))
 }
 
 /// The colour of a state, as the terminal's number for it.
@@ -109,6 +119,10 @@ pub fn page(show: &ShowLine) -> String {
         ("generation", show.generation.to_string()),
     ];
     rows.extend(show.spec.name.as_ref().map(|name| ("name", cut(name))));
+    for (state, held) in &show.elements {
+        let which = held.elements.as_ref().map_or(String::new(), |which| format!(": {which}"));
+        rows.push(("elements", format!("{} {}{which}", held.count, state.word())));
+    }
     rows.extend(show.outcome.iter().flat_map(ending));
     let mut text = String::new();
     for (name, value) in rows {
@@ -207,5 +221,18 @@ mod tests {
             "0123456789ab  succeeded  0     1     -         2026-01-02 03:04:05  date"
         );
         assert!(lines[2].ends_with("xxx…"), "{}", lines[2]);
+    }
+
+    #[test]
+    fn an_array_tells_how_many_elements_stand_where() {
+        let text = r#"{"type":"job","job":"01970000-0000-7000-8000-0123456789ab","state":"running",
+            "gen":1,"precedence":"routine","command":["date"],"attempts":0,
+            "submitted_at":"2026-01-02T03:04:05.000Z",
+            "elements":{"failed":1,"running":2,"waiting":97}}"#;
+        let line: JobLine = serde_json::from_str(text).expect("a job line");
+        let table = jobs(&[line], false);
+        let row = table.lines().nth(1).expect("a row");
+        assert!(row.contains("running  -     -     "), "{row}");
+        assert!(row.ends_with("date [97 waiting, 2 running, 1 failed]"), "{row}");
     }
 }

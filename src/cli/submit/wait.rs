@@ -4,27 +4,39 @@
 
 use hyper::Method;
 
+use crate::cli::args::Common;
 use crate::cli::exit::Exit;
 use crate::cli::output;
 use crate::cli::report::{Failure, Reporter};
+use crate::proto::id::JobId;
+use crate::proto::ranges::Ranges;
 use crate::proto::view::JobState;
+use crate::wire::api::ShowLine;
 
+use super::array::Results;
 use super::fetch::OutDir;
 use super::flags::{OutputFlags, WaitFlags};
 use super::follow::{Ended, Follower};
 use super::interrupt::Interrupts;
 use super::link::{Asked, Link};
-use super::query;
+use super::progress::Progress;
+use super::status::Status;
+use super::{line, query};
 
 /// `wait`: the result line of each job, in the order in which they are named.
 ///
 /// # Errors
 /// No broker answered for too long, or nobody reads.
-pub async fn wait(flags: &WaitFlags, link: &mut Link, reporter: Reporter) -> Result<Exit, Failure> {
+pub async fn wait(
+    flags: &WaitFlags,
+    common: &Common,
+    link: &mut Link,
+    reporter: Reporter,
+) -> Result<Exit, Failure> {
     let jobs = query::named(&flags.jobs)?;
     let out = flags.out_dir.as_deref().map(OutDir::create).transpose()?;
     let mut at = 0;
-    let waiting = Waiting { jobs: &jobs, out, until: flags.until.word(), reporter };
+    let waiting = Waiting { jobs: &jobs, out, until: flags.until.word(), common, reporter };
     let all = unless_interrupted(waiting.out.is_some(), waiting.all(&mut at, link));
     let waited = match flags.timeout {
         None => all.await,
@@ -51,6 +63,7 @@ struct Waiting<'a> {
     jobs: &'a [String],
     out: Option<OutDir>,
     until: &'static str,
+    common: &'a Common,
     reporter: Reporter,
 }
 
@@ -60,6 +73,18 @@ impl Waiting<'_> {
         for (number, job) in self.jobs.iter().enumerate() {
             *at = number;
             let path = format!("/v1/jobs/{job}?until={}", self.until);
+            if let Some((id, elements)) = elements_of(job, link).await? {
+                let count = Some(elements.len());
+                let progress = Progress::start(count, false, self.common, self.reporter);
+                let told = (progress, self.reporter);
+                let out = self.out_of_array(id)?;
+                let mut results = Results::new(id, elements, false, out, told);
+                let ended = results.gather(self.until, link, &mut Status::default()).await?;
+                if exit == Exit::Done {
+                    exit = ended;
+                }
+                continue;
+            }
             match link.ask(Method::GET, &path, None).await {
                 Ok(text) => {
                     let ended = Ended::read(text)?;
@@ -81,11 +106,36 @@ impl Waiting<'_> {
         Ok(exit)
     }
 
+    /// Where the files of an array's elements go, each into a directory of its own there.
+    fn out_of_array(&self, job: JobId) -> Result<Option<OutDir>, Failure> {
+        match &self.out {
+            Some(out) if self.jobs.len() > 1 => out.below(&job.to_string()).map(Some),
+            out => Ok(out.clone()),
+        }
+    }
+
     async fn fetch(&self, ended: &Ended, link: &mut Link) -> Result<(), Failure> {
         let Some(out) = &self.out else { return Ok(()) };
         let job = ended.line.job;
         let below = (self.jobs.len() > 1).then(|| job.to_string());
         out.fetch(job, below.as_deref(), &ended.line.outputs, link).await
+    }
+}
+
+/// The elements of a job that is an array as a whole.
+async fn elements_of(job: &str, link: &mut Link) -> Result<Option<(JobId, Ranges)>, Failure> {
+    if job.contains('/') {
+        return Ok(None);
+    }
+    let path = format!("/v1/jobs/{job}?facts_only=1");
+    match link.ask(Method::GET, &path, None).await {
+        Ok(text) => {
+            let shown: ShowLine = line::read(&text)?;
+            Ok(shown.spec.array.map(|elements| (shown.job.job, elements)))
+        }
+        // What there is to say of it is said when it is waited for.
+        Err(failure) if failure.problem.is_some() => Ok(None),
+        Err(failure) => Err(failure),
     }
 }
 

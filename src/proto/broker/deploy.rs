@@ -6,19 +6,24 @@ use super::fleet::Assigned;
 use super::{Broker, Timer};
 use crate::proto::event::{Output, Reply};
 use crate::proto::fact::{Accepted, Body, Deployed, Reason};
-use crate::proto::fold::{Attempt, Step};
-use crate::proto::id::{AttemptId, Dot, ExecutorId, JobId, SessionId};
+use crate::proto::fold::{Attempt, JobFacts, Step};
+use crate::proto::id::{AttemptId, Dot, ExecutorId, JobId, SessionId, TaskId};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, StartOrder};
 use crate::proto::precedence::Rank;
+use crate::proto::ranges::Ranges;
+use crate::proto::time::Monotonic;
 use crate::proto::view::{Ended, JobState};
 
 /// Whether the jobs that another one waits for let it run.
-enum Dependencies {
+pub(super) enum Dependencies {
     Met,
     Open,
     Failed(JobId, JobState),
 }
+
+/// An attempt that counts no more, where it is, and why.
+type Orphan = (AttemptId, ExecutorId, String);
 
 impl Broker {
     /// Does for every job whose facts changed what its owner has to do.
@@ -34,12 +39,18 @@ impl Broker {
 
     fn settle_job(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else { return };
+        if job.array.is_some() {
+            self.settle_array(id, self.is_ours(id));
+            let ready = self.has_ready(id);
+            return self.enqueue(id, ready);
+        }
         let step = if self.is_ours(id) { job.facts.step() } else { Step::Nothing };
         let generation = job.facts.generation();
         let mut ready = false;
         match step {
+            _ if self.expire(id, &step) => {}
             Step::Nothing => {}
-            Step::Accept(reported) => self.accept(id, &reported),
+            Step::Accept(reported) => self.accept(id, &reported, None),
             Step::Park { lost } => {
                 let reason = format!("it took down {lost} executors");
                 self.write_job(id, generation, Body::Parked(Reason { reason }));
@@ -58,12 +69,13 @@ impl Broker {
         self.stop_orphans(id);
     }
 
-    fn is_ours(&self, id: JobId) -> bool {
+    pub(super) fn is_ours(&self, id: JobId) -> bool {
         let born = self.jobs.get(&id).and_then(|job| job.facts.birth());
         born.is_some_and(|birth| Some(self.carried_on_by(&birth.log)) == self.log.as_ref())
     }
 
-    fn accept(&mut self, id: JobId, reported: &Dot) {
+    /// Writes the accept of a report, of an array's job for some elements.
+    pub(super) fn accept(&mut self, id: JobId, reported: &Dot, elements: Option<Ranges>) {
         let Some(job) = self.jobs.get(&id) else { return };
         let Some(fact) = job.facts.get(reported) else { return };
         let Body::Reported(body) = &fact.body else { return };
@@ -76,14 +88,16 @@ impl Broker {
             fence: deployed.fence,
         };
         let generation = fact.generation;
+        let task = job.facts.task(elements.as_ref().and_then(Ranges::first));
         assert!(
-            job.facts.accepted().all(|(fact, _)| fact.generation != generation),
+            task.accepted().all(|(fact, _)| fact.generation != generation),
             "a broker that knows an accept of a generation writes no other"
         );
-        self.write_job(id, generation, Body::Accepted(accepted));
+        drop(task);
+        self.write_elements(id, generation, elements, Body::Accepted(accepted));
     }
 
-    fn dependencies(&self, id: JobId) -> Dependencies {
+    pub(super) fn dependencies(&self, id: JobId) -> Dependencies {
         let Some((_, submitted)) = self.jobs.get(&id).and_then(|job| job.facts.submitted()) else {
             return Dependencies::Open;
         };
@@ -114,7 +128,7 @@ impl Broker {
         let (Some(state), Some(born)) = (state, born) else { return };
         *self.counts.entry((born, state)).or_default() += 1;
         if state.is_ended() || state == JobState::Parked {
-            self.tell_end(id);
+            self.tell_end(id.into());
         }
         if state.is_ended() {
             let dependants = self.dependants.get(&id).cloned().unwrap_or_default();
@@ -122,12 +136,12 @@ impl Broker {
         }
     }
 
-    fn tell_end(&mut self, id: JobId) {
-        let Some(watchers) = self.watchers.remove(&id) else { return };
-        let Some(ended) = self.ended(id) else { return };
+    pub(super) fn tell_end(&mut self, task: TaskId) {
+        let Some(watchers) = self.watchers.remove(&task) else { return };
+        let Some(ended) = self.ended(task) else { return };
         for watcher in watchers {
             if let Some(watched) = self.watched.get_mut(&watcher.request) {
-                watched.remove(&id);
+                watched.remove(&task);
                 if watched.is_empty() {
                     self.watched.remove(&watcher.request);
                 }
@@ -136,20 +150,21 @@ impl Broker {
         }
     }
 
-    /// How a job ended, or why it is parked; nothing while it waits or runs.
-    pub(super) fn ended(&self, id: JobId) -> Option<Ended> {
-        let job = self.jobs.get(&id)?;
-        let state = job.facts.state()?;
+    /// How a task ended, or why it is parked; nothing while it waits or runs. Of an array as a
+    /// whole there is only the state.
+    pub(super) fn ended(&self, task: TaskId) -> Option<Ended> {
+        let job = self.jobs.get(&task.job)?;
+        let facts = job.facts.task(task.element);
+        let state = facts.state()?;
         if !state.is_ended() && state != JobState::Parked {
             return None;
         }
-        let generation = job.facts.generation();
-        let result = job.facts.winner(generation).and_then(|(_, accepted)| {
-            let fact = job.facts.get(&accepted.reported)?;
-            match &fact.body {
-                Body::Reported(body) => Some((fact.dot.clone(), std::sync::Arc::clone(body))),
-                _ => None,
-            }
+        let generation = facts.generation();
+        let whole = facts.states().is_some();
+        let winner = if whole { None } else { facts.winner(generation) };
+        let result = winner.and_then(|(_, accepted)| {
+            let fact = facts.get(&accepted.reported)?;
+            Some((fact.dot.clone(), fact.report(task.element)?))
         });
         let said = |body: &Body| match body {
             Body::Cancelled(body) | Body::Expired(body) | Body::Skipped(body) => {
@@ -158,10 +173,12 @@ impl Broker {
             Body::Parked(body) => Some(body.reason.clone()),
             _ => None,
         };
-        let end = job.facts.end(generation).map(|(_, fact)| fact);
-        let why = end.or_else(|| job.facts.parked(generation)).filter(|_| result.is_none());
+        let end = facts.end(generation).map(|(_, fact)| fact);
+        let why = end.or_else(|| facts.parked(generation));
+        let why = why.filter(|_| result.is_none() && !whole);
         Some(Ended {
-            job: id,
+            job: task.job,
+            element: task.element,
             state,
             generation,
             result,
@@ -199,21 +216,46 @@ impl Broker {
     /// Tells executors to stop attempts that count no more.
     fn stop_orphans(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else { return };
-        let mut orphans: Vec<(AttemptId, ExecutorId, String)> = Vec::new();
-        for (fact, deployed) in job.facts.deployed() {
-            let attempt = AttemptId(fact.dot.clone());
+        let mut orphans = vec![];
+        self.find_orphans(&job.facts, &mut orphans);
+        self.stop(orphans);
+    }
+
+    /// The same for elements of an array.
+    pub(super) fn stop_orphans_of(&mut self, id: JobId, elements: &Ranges) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let mut orphans = vec![];
+        for (first, last) in job.facts.parts(elements) {
+            // Those of one part have the same attempts; most parts have none that is to stop.
+            let standing = job.facts.task(Some(first));
+            if standing.deployed().all(|(fact, _)| standing.standing(fact) == Attempt::Running) {
+                continue;
+            }
+            for element in first..=last {
+                self.find_orphans(&job.facts.task(Some(element)), &mut orphans);
+            }
+        }
+        self.stop(orphans);
+    }
+
+    fn find_orphans(&self, facts: &JobFacts, orphans: &mut Vec<Orphan>) {
+        for (fact, deployed) in facts.deployed() {
+            let attempt = facts.attempt_id(fact);
             let seat = self.fleet.seats.get(&deployed.executor);
             let assigned = seat.and_then(|seat| seat.assigned.get(&attempt));
             if assigned.is_none_or(|assigned| assigned.stopping) {
                 continue;
             }
-            let reason = match job.facts.standing(fact) {
+            let reason = match facts.standing(fact) {
                 Attempt::Running => continue,
                 Attempt::Ended => "its result came in",
                 Attempt::Lost(reason) | Attempt::Revoked(reason) => reason,
             };
             orphans.push((attempt, deployed.executor.clone(), reason.to_owned()));
         }
+    }
+
+    fn stop(&mut self, orphans: Vec<Orphan>) {
         for (attempt, executor, reason) in orphans {
             let Some(seat) = self.fleet.seats.get_mut(&executor) else { continue };
             if let Some(assigned) = seat.assigned.get_mut(&attempt) {
@@ -237,22 +279,71 @@ impl Broker {
                 self.backlog = true;
                 return;
             }
-            let (now, suspect_after) = (self.now.mono, self.config.suspect_after);
-            let candidates = self.queue.heads().filter_map(|(kind, needs, rank, job)| {
-                let executor = self.fleet.choose(kind, needs, now, suspect_after)?;
-                Some((rank, job, executor))
-            });
-            let Some((_, job, executor)) = candidates.min_by_key(|(rank, ..)| *rank) else {
-                return;
-            };
-            let executor = executor.clone();
-            self.deploy(job, &executor);
+            let Some((job, executor)) = self.next_to_deploy() else { return };
+            if self.jobs.get(&job).is_some_and(|job| job.array.is_some()) {
+                self.deploy_elements(job, &executor);
+            } else {
+                self.deploy(job, &executor);
+            }
             self.settle();
+        }
+    }
+
+    /// The waiting job of the least rank that fits anywhere, and where.
+    fn next_to_deploy(&self) -> Option<(JobId, ExecutorId)> {
+        let (now, suspect_after) = (self.now.mono, self.config.suspect_after);
+        let mut heads: Vec<_> = self.queue.heads().collect();
+        heads.sort_unstable_by_key(|(_, _, rank, _)| *rank);
+        let mut ahead = true;
+        for (kind, needs, _, job) in heads {
+            // One whose executor was lost before must not stand behind others; until a slot is
+            // free for it nobody is let in front of it.
+            let cautious = self.is_cautious(job);
+            let wanted = (kind, needs, ahead && !cautious);
+            if let Some(executor) = self.fleet.choose(wanted, now, suspect_after) {
+                return Some((job, executor.clone()));
+            }
+            ahead &= !cautious;
+        }
+        None
+    }
+
+    /// Has an executor looked after that was given attempts ahead of its free slots.
+    pub(super) fn watch_recall(&mut self, executor: &ExecutorId, now: Monotonic) {
+        let Some(seat) = self.fleet.seats.get_mut(executor) else { return };
+        if seat.is_ahead() && !std::mem::replace(&mut seat.recall_watched, true) {
+            seat.result_at = now;
+            let due = now.after(limits::RECALL_AFTER);
+            self.set_timer(due, Timer::Recall(executor.clone()));
+        }
+    }
+
+    /// Calls back what did not begin where nothing has ended for a while: others may be free.
+    pub(super) fn check_recall(&mut self, executor: &ExecutorId) {
+        let now = self.now.mono;
+        let Some(seat) = self.fleet.seats.get_mut(executor) else { return };
+        seat.recall_watched = false;
+        if !seat.is_ahead() {
+            return;
+        }
+        let due = seat.result_at.after(limits::RECALL_AFTER);
+        if due > now {
+            seat.recall_watched = true;
+            self.set_timer(due, Timer::Recall(executor.clone()));
+            return;
+        }
+        seat.took = None;
+        if let Some(session) = seat.session {
+            self.send(session, BrokerMessage::Recall);
         }
     }
 
     fn deploy(&mut self, id: JobId, executor: &ExecutorId) {
         let Some(job) = self.jobs.get(&id) else { return };
+        if self.is_overdue(id) {
+            // Its timer is due as well, and comes after this.
+            return self.unsettle(id);
+        }
         let Step::Deploy { fence, .. } = job.facts.step() else {
             unreachable!("only jobs that want an attempt stand in the queue");
         };
@@ -263,15 +354,16 @@ impl Broker {
             return;
         };
         let life = hello.incarnation.life;
-        let generation = self.generation_of(id);
+        let generation = job.facts.generation();
         let body = Deployed { executor: executor.clone(), life, fence };
-        let attempt = AttemptId(self.write_job(id, generation, Body::Deployed(body)));
+        let attempt = AttemptId::from(self.write_job(id, generation, Body::Deployed(body)));
         let Some(seat) = self.fleet.seats.get_mut(executor) else { return };
         let assigned = Assigned { job: Some(id), needs: spec.needs.clone(), stopping: false };
         seat.assign(attempt.clone(), assigned);
         let session = seat.session;
         self.fleet.refresh(executor);
-        self.start(session, id, &attempt);
+        self.start(session, id, &attempt, None);
+        self.watch_recall(executor, self.now.mono);
         self.tell_deployed(id, &attempt, executor, session);
     }
 
@@ -283,26 +375,38 @@ impl Broker {
         executor: &ExecutorId,
         session: Option<SessionId>,
     ) {
-        let watchers = self.watchers.get(&id).cloned().unwrap_or_default();
+        let task = TaskId::new(id, attempt.element);
+        let watchers = self.watchers.get(&task).cloned().unwrap_or_default();
         for watcher in watchers.into_iter().filter(|watcher| watcher.attempts) {
             let (attempt, executor) = (attempt.clone(), executor.clone());
-            let reply = Reply::Deployed { job: id, attempt, executor, session };
+            let reply = Reply::Deployed { task, attempt, executor, session };
             self.reply(watcher.request, reply);
         }
     }
 
-    /// Sends the order to run an attempt.
-    pub(super) fn start(&mut self, session: Option<SessionId>, id: JobId, attempt: &AttemptId) {
+    /// Sends the order to run an attempt, or those at some elements of an array.
+    pub(super) fn start(
+        &mut self,
+        session: Option<SessionId>,
+        id: JobId,
+        attempt: &AttemptId,
+        elements: Option<&Ranges>,
+    ) {
+        let lean = elements.and_then(|_| self.lean_spec(id));
         let Some(job) = self.jobs.get(&id) else { return };
         let Some((fact, deployed)) = job.facts.attempt(attempt) else { return };
         let Some((_, submitted)) = job.facts.submitted() else { return };
+        let spec = &submitted.spec;
+        let items = elements.into_iter().flat_map(Ranges::iter);
         let order = StartOrder {
-            attempt: attempt.clone(),
+            attempt: AttemptId::from(attempt.dot.clone()),
             job: id,
             generation: fact.generation,
             fence: deployed.fence,
             clock: fact.clock.clone(),
-            spec: std::sync::Arc::clone(&submitted.spec),
+            spec: lean.unwrap_or_else(|| std::sync::Arc::clone(spec)),
+            items: items.filter_map(|element| spec.item(element).cloned()).collect(),
+            elements: elements.cloned(),
         };
         if let Some(session) = session {
             self.send(session, BrokerMessage::Start(Box::new(order)));
@@ -311,13 +415,15 @@ impl Broker {
 
     /// Holds a job back after its attempts failed or were lost so many times.
     pub(super) fn back_off(&mut self, id: JobId, times: u32) {
-        if times == 0 {
-            return;
-        }
-        let factor = 1_u32.checked_shl(times - 1).unwrap_or(u32::MAX);
-        let wait: Duration = limits::RETRY_BACKOFF_FIRST.saturating_mul(factor);
-        if let Some(job) = self.jobs.get_mut(&id) {
-            job.not_before = self.now.mono.after(wait.min(limits::RETRY_BACKOFF_MAX));
+        if let (Some(wait), Some(job)) = (back_off(times), self.jobs.get_mut(&id)) {
+            job.not_before = self.now.mono.after(wait);
         }
     }
+}
+
+/// How long a task waits that failed or was lost so many times.
+pub(super) fn back_off(times: u32) -> Option<Duration> {
+    let factor = 1_u32.checked_shl(times.checked_sub(1)?).unwrap_or(u32::MAX);
+    let wait = limits::RETRY_BACKOFF_FIRST.saturating_mul(factor);
+    Some(wait.min(limits::RETRY_BACKOFF_MAX))
 }

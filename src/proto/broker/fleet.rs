@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::proto::capability::{self, Kind, Needs, Occupied, Unmet};
 use crate::proto::id::{AttemptId, ExecutorId, JobId, SessionId};
+use crate::proto::limits;
 use crate::proto::message::Hello;
 use crate::proto::time::Monotonic;
 
@@ -41,6 +42,12 @@ pub(super) struct Seat {
     pub assigned: BTreeMap<AttemptId, Assigned>,
     /// The sum of what they occupy.
     pub occupied: Occupied,
+    /// How long its attempts took lately; unknown where absent.
+    pub took: Option<Duration>,
+    /// When a result of it came in last.
+    pub result_at: Monotonic,
+    /// Whether it is watched for attempts that do not begin.
+    pub recall_watched: bool,
 }
 
 impl Seat {
@@ -54,7 +61,20 @@ impl Seat {
             avoided_until: None,
             assigned: BTreeMap::new(),
             occupied: Occupied::default(),
+            took: None,
+            result_at: now,
+            recall_watched: false,
         }
+    }
+
+    /// Learns from a result how long attempts take there: slow ones are believed at once.
+    pub(super) fn learn(&mut self, now: Monotonic, took: Option<Duration>) {
+        self.result_at = now;
+        let Some(took) = took else { return };
+        self.took = Some(match self.took {
+            Some(before) if took < before * 4 => (before * 7 + took) / 8,
+            _ => took,
+        });
     }
 
     pub(super) fn assign(&mut self, attempt: AttemptId, assigned: Assigned) {
@@ -80,9 +100,64 @@ impl Seat {
         }
     }
 
-    fn free_slots(&self) -> u64 {
-        let slots = self.hello.as_ref().map_or(0, |hello| u64::from(hello.capability.slots));
-        slots.saturating_sub(self.occupied.cores)
+    fn slots(&self) -> u64 {
+        self.hello.as_ref().map_or(0, |hello| u64::from(hello.capability.slots))
+    }
+
+    /// Slots that may be handed out: those that are free, and ahead of those that are not as many
+    /// as short attempts keep busy for [`limits::AHEAD_SPAN`].
+    fn slots_to_give(&self) -> u64 {
+        (self.slots() + self.ahead()).saturating_sub(self.occupied.cores)
+    }
+
+    /// Slots that may be handed out before they are free.
+    fn ahead(&self) -> u64 {
+        let took = self.took.unwrap_or(limits::AHEAD_SPAN);
+        let rounds = limits::AHEAD_SPAN.as_micros() / took.as_micros().max(1);
+        let rounds = u64::try_from(rounds).unwrap_or(u64::MAX).saturating_sub(1);
+        self.slots().saturating_mul(rounds).min(limits::AHEAD_MAX)
+    }
+
+    /// Whether attempts were handed out ahead of free slots.
+    pub(super) fn is_ahead(&self) -> bool {
+        let memory = self.hello.as_ref().map_or(0, |hello| hello.capability.memory.0);
+        self.occupied.cores > self.slots() || self.occupied.memory > memory
+    }
+
+    /// How many jobs with these needs would begin at once.
+    pub(super) fn begins(&self, needs: &Needs) -> u64 {
+        self.slots().saturating_sub(self.occupied.cores) / u64::from(needs.cores.max(1))
+    }
+
+    /// How many jobs with these needs it may be given, where one fits. What needs less may be given
+    /// wherever what needs more may (I8).
+    pub(super) fn room(&self, needs: &Needs) -> u64 {
+        let has = self.hello.as_ref().map_or(0, |hello| hello.capability.memory.0);
+        let free = has.saturating_sub(self.occupied.memory);
+        let memory = needs.memory.map_or(0, |memory| memory.0);
+        let by_memory = free.checked_div(memory).map(|count| count.min(self.begins(needs)));
+        match by_memory {
+            Some(count) if count > 0 => count,
+            // Nothing is known of when memory will be free.
+            Some(_) if self.ahead() == 0 => 0,
+            _ => self.slots_to_give() / u64::from(needs.cores.max(1)),
+        }
+    }
+
+    /// Whether it could be given a job with these needs now; `ahead` says whether before a slot is
+    /// free.
+    fn takes(&self, kind: Kind, needs: &Needs, ahead: bool) -> bool {
+        match self.fits(kind, needs) {
+            Ok(()) => true,
+            Err(Unmet::Busy) if ahead && self.room(needs) > 0 => match &self.hello {
+                Some(hello) if self.session.is_some() && !self.draining => {
+                    let nothing = Occupied::default();
+                    capability::fits(kind, needs, &hello.capability, &hello.load, &nothing).is_ok()
+                }
+                _ => false,
+            },
+            Err(_) => false,
+        }
     }
 }
 
@@ -91,17 +166,16 @@ impl Seat {
 pub(super) struct Fleet {
     pub seats: BTreeMap<ExecutorId, Seat>,
     pub sessions: BTreeMap<SessionId, ExecutorId>,
-    /// Executors with a session and a free slot.
+    /// Executors with a session and a slot to give.
     open: BTreeSet<ExecutorId>,
 }
 
 impl Fleet {
     /// Brings the set of executors with free slots up to date after a change of one seat.
     pub(super) fn refresh(&mut self, executor: &ExecutorId) {
-        let free = self
-            .seats
-            .get(executor)
-            .is_some_and(|seat| seat.session.is_some() && !seat.draining && seat.free_slots() > 0);
+        let free = self.seats.get(executor).is_some_and(|seat| {
+            seat.session.is_some() && !seat.draining && seat.slots_to_give() > 0
+        });
         if !free {
             self.open.remove(executor);
         } else if !self.open.contains(executor) {
@@ -109,16 +183,16 @@ impl Fleet {
         }
     }
 
-    /// Whether any executor has a free slot.
+    /// Whether any executor has a slot to give.
     pub(super) fn has_room(&self) -> bool {
         !self.open.is_empty()
     }
 
-    /// The executor that fits these needs, is not suspect, and has the most free slots.
+    /// The executor that fits these needs, is not suspect, and has the most free slots; with
+    /// `ahead` also one that would begin soon.
     pub(super) fn choose(
         &self,
-        kind: Kind,
-        needs: &Needs,
+        (kind, needs, ahead): (Kind, &Needs, bool),
         now: Monotonic,
         suspect_after: Duration,
     ) -> Option<&ExecutorId> {
@@ -126,9 +200,11 @@ impl Fleet {
         let fitting = seats.filter(|(_, seat)| {
             now.since(seat.heard) < suspect_after
                 && seat.avoided_until.is_none_or(|until| until <= now)
-                && seat.fits(kind, needs).is_ok()
+                && seat.takes(kind, needs, ahead)
         });
-        fitting.max_by_key(|(id, seat)| (seat.free_slots(), std::cmp::Reverse(*id))).map(|s| s.0)
+        // Of those that are full the one with the fewest in front.
+        let free = |seat: &Seat| i128::from(seat.slots()) - i128::from(seat.occupied.cores);
+        fitting.max_by_key(|(id, seat)| (free(seat), std::cmp::Reverse(*id))).map(|s| s.0)
     }
 
     /// Removes an executor altogether.

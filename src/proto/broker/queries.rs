@@ -8,6 +8,7 @@ use crate::proto::event::{JobRef, Refusal, Reply, Request};
 use crate::proto::fact::Fact;
 use crate::proto::id::{ExecutorId, JobId, RequestId};
 use crate::proto::limits;
+use crate::proto::ranges::Ranges;
 use crate::proto::view::{AuditView, ExecutorView, JobState, JobSummary, JobView, StatusView};
 
 impl Broker {
@@ -21,9 +22,11 @@ impl Broker {
             Request::Executors => Reply::Executors(self.executors()),
             Request::Audit => Reply::Audit(Box::new(self.audit())),
             Request::Submit { .. }
+            | Request::Taken { .. }
             | Request::Watch { .. }
             | Request::Cancel { .. }
-            | Request::Rerun { .. } => unreachable!("handled before"),
+            | Request::Rerun { .. }
+            | Request::DeclareLost { .. } => unreachable!("handled before"),
         };
         self.reply(request, reply);
         Ok(())
@@ -31,24 +34,30 @@ impl Broker {
 
     fn show(&self, job: &JobRef) -> Result<JobView, Refusal> {
         let missing = || Refusal::NotFound(job.0.clone());
-        let id = self.find(job)?;
-        let facts = &self.jobs.get(&id).ok_or_else(missing)?.facts;
-        let (born, submitted) = facts.submitted().ok_or_else(missing)?;
-        let observed = facts
-            .running()
-            .map(|(_, deployed)| (deployed.executor.clone(), self.heard_ms(&deployed.executor)));
+        let task = self.find(job)?;
+        let whole = &self.jobs.get(&task.job).ok_or_else(missing)?.facts;
+        let facts = whole.task(task.element);
+        let (born, submitted) = whole.submitted().ok_or_else(missing)?;
+        let is_array = facts.states().is_some();
+        let seen = super::sessions::running(&facts).into_iter();
+        let observed = seen.map(|(_, executor)| {
+            let heard = self.heard_ms(&executor);
+            (executor, heard)
+        });
         Ok(JobView {
-            job: id,
+            job: task.job,
+            element: task.element,
+            elements: facts.states().cloned().unwrap_or_default(),
             birth: born.dot.clone(),
             owner: self.carried_on_by(&born.dot.log).clone(),
             state: facts.state().ok_or_else(missing)?,
             generation: facts.generation(),
             spec: submitted.spec.clone(),
-            clock: facts.clock().clone(),
+            clock: whole.clock().clone(),
             submitted_at: born.at.clone(),
-            attempts: facts.attempt_views(),
-            results: arbitrate::result_views(facts),
-            ended: self.ended(id),
+            attempts: if is_array { vec![] } else { facts.attempt_views() },
+            results: if is_array { vec![] } else { arbitrate::result_views(&facts) },
+            ended: self.ended(task),
             observed: observed.collect(),
         })
     }
@@ -69,7 +78,12 @@ impl Broker {
         Ok(wanted.take(limit).filter_map(|(id, job)| summary(*id, job)).collect())
     }
 
-    fn status(&self) -> StatusView {
+    /// The broker at a glance.
+    ///
+    /// # Panics
+    /// No log is open yet.
+    #[must_use]
+    pub fn status(&self) -> StatusView {
         let mut jobs = BTreeMap::new();
         for ((_, state), count) in &self.counts {
             *jobs.entry(*state).or_default() += count;
@@ -114,14 +128,25 @@ impl Broker {
         let mut view = AuditView {
             submitted: BTreeMap::new(),
             states: BTreeMap::new(),
+            rows: BTreeMap::new(),
             vector: self.logs.vector(),
             faults: vec![],
         };
         for (id, job) in &self.jobs {
             let Some((born, _)) = job.facts.submitted() else { continue };
             let log = &born.dot.log;
-            *view.submitted.entry(log.clone()).or_default() += 1;
+            let count = job.facts.elements().map_or(1, Ranges::len);
+            *view.submitted.entry(log.clone()).or_default() += count;
+            if let Some(state) = job.facts.state() {
+                *view.rows.entry(log.clone()).or_default().entry(state).or_default() += 1;
+            }
             match job.facts.state() {
+                Some(_) if job.facts.states().is_some() => {
+                    let states = view.states.entry(log.clone()).or_default();
+                    for (state, elements) in job.facts.states().into_iter().flatten() {
+                        *states.entry(*state).or_default() += elements.len();
+                    }
+                }
                 Some(state) => {
                     let states = view.states.entry(log.clone()).or_default();
                     *states.entry(state).or_default() += 1;
@@ -149,14 +174,17 @@ impl Broker {
         if job.state != job.facts.state() {
             faults.push(format!("job {id} was not settled after its last fact"));
         }
-        for (fact, deployed) in job.facts.running() {
-            let attempt = crate::proto::id::AttemptId(fact.dot.clone());
-            let seat = self.fleet.seats.get(&deployed.executor);
+        for (attempt, executor) in super::sessions::running(&job.facts) {
+            let seat = self.fleet.seats.get(&executor);
             if !seat.is_some_and(|seat| seat.assigned.contains_key(&attempt)) {
                 faults.push(format!("attempt {attempt} runs on no executor that is watched"));
             }
         }
-        if job.queued.is_some() && job.state != Some(JobState::Waiting) {
+        let waits = match job.facts.states() {
+            Some(states) => states.contains_key(&JobState::Waiting),
+            None => job.state == Some(JobState::Waiting),
+        };
+        if job.queued.is_some() && !waits {
             faults.push(format!("job {id} stands in the queue but does not wait"));
         }
     }
@@ -170,6 +198,21 @@ fn summary(id: JobId, job: &super::Job) -> Option<JobSummary> {
     let facts = &job.facts;
     let (born, submitted): (&Fact, _) = facts.submitted()?;
     let generation = facts.generation();
+    if let Some(states) = facts.states() {
+        let elements = states.iter().map(|(state, elements)| (*state, elements.len())).collect();
+        return Some(JobSummary {
+            job: id,
+            state: job.state?,
+            generation,
+            spec: submitted.spec.clone(),
+            submitted_at: born.at.clone(),
+            executor: None,
+            attempts: 0,
+            exit: None,
+            signal: None,
+            elements,
+        });
+    }
     let reported = facts.winner(generation).and_then(|(_, accepted)| {
         facts.reported().find(|(fact, _)| fact.dot == accepted.reported).map(|(_, body)| body)
     });
@@ -183,5 +226,6 @@ fn summary(id: JobId, job: &super::Job) -> Option<JobSummary> {
         attempts: u32::try_from(facts.deployed().count()).unwrap_or(u32::MAX),
         exit: reported.and_then(|body| body.result.exit),
         signal: reported.and_then(|body| body.result.signal),
+        elements: BTreeMap::new(),
     })
 }

@@ -1,17 +1,54 @@
 //! What executors say about attempts: results, stops; and attempts that are lost.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::sessions::Tree;
 use super::{Broker, Timer};
+use crate::proto::clock::Clock;
 use crate::proto::fact::{Body, Ending, Reported};
 use crate::proto::fold::{Step, Tries};
-use crate::proto::id::{AttemptId, ExecutorId, JobId, SessionId};
+use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, SessionId};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, ExecutorMessage, ResultMessage};
+use crate::proto::ranges::Ranges;
+use crate::proto::result::JobResult;
 
 /// What a `lost` fact says where nobody saw the end of the attempt's processes.
 const UNPROVEN: &str = "processes of the attempt may still run on its host";
+/// What a `revoked` fact says of an attempt that waited at its executor.
+const UNBEGUN: &str = "it had not begun";
+
+/// What elements of one deployment have in common that left the same. The deployment comes first:
+/// facts are written in this order, and a job's id, which carries wall time, must decide nothing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Group {
+    dot: Dot,
+    digest: Digest,
+    executor: ExecutorId,
+    generation: u32,
+    job: JobId,
+}
+
+/// What executors said since facts were written of it, so that one fact covers many elements.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    results: BTreeMap<Group, BTreeMap<u64, (JobResult, Clock)>>,
+    unbegun: BTreeMap<(Dot, ExecutorId, JobId), Ranges>,
+    /// What is acknowledged once the facts are durable: elements, or the attempt as a whole.
+    acknowledged: BTreeMap<(SessionId, Dot), (Ranges, bool)>,
+}
+
+impl Reports {
+    fn acknowledge(&mut self, session: SessionId, attempt: AttemptId) {
+        let (elements, whole) = self.acknowledged.entry((session, attempt.dot)).or_default();
+        match attempt.element {
+            Some(element) => elements.insert(element),
+            None => *whole = true,
+        }
+    }
+}
 
 impl Broker {
     pub(super) fn handle_message(&mut self, session: SessionId, message: ExecutorMessage) {
@@ -29,7 +66,9 @@ impl Broker {
                 self.send(session, BrokerMessage::Heard);
             }
             ExecutorMessage::Result(message) => self.take_result(session, &executor, *message),
-            ExecutorMessage::Stopped { attempt } => self.take_stopped(&executor, &attempt),
+            ExecutorMessage::Stopped { attempt, unbegun } => {
+                self.take_stopped(&executor, &attempt, unbegun);
+            }
             // A second hello says nothing new; live output does not pass through the core.
             ExecutorMessage::Hello(_)
             | ExecutorMessage::Output(_)
@@ -39,75 +78,190 @@ impl Broker {
 
     /// Takes a result, once; it is acknowledged when it is durable, however often it comes.
     fn take_result(&mut self, session: SessionId, executor: &ExecutorId, said: ResultMessage) {
-        let ResultMessage { attempt, job: id, generation, result, clock } = said;
-        let assigned = self.release(executor, &attempt).flatten();
-        if let Some(real) = assigned.filter(|real| *real != id) {
+        let took = said.took_us.map(Duration::from_micros);
+        if let Some(seat) = self.fleet.seats.get_mut(executor) {
+            seat.learn(self.now.mono, took);
+        }
+        let attempt = said.attempt.clone();
+        if self.check_result(executor, &said) {
+            self.record_result(executor, said);
+        }
+        self.reports.acknowledge(session, attempt);
+    }
+
+    /// Frees what the attempt occupied; false where its result is not to be recorded.
+    fn check_result(&mut self, executor: &ExecutorId, said: &ResultMessage) -> bool {
+        let ResultMessage { attempt, job: id, result, .. } = said;
+        let assigned = self.release(executor, attempt).flatten();
+        if let Some(real) = assigned.filter(|real| real != id) {
             self.notice(format!("executor {executor} took {attempt} for one of job {id}"));
             let reason = "its result named another job";
-            self.lose_attempt(real, &attempt, executor, reason, Tree::Gone);
-            self.send(session, BrokerMessage::Acknowledged { attempt });
-            return;
+            self.lose_attempt(real, attempt, executor, reason, Tree::Gone);
+            return false;
         }
-        let held = self.jobs.get(&id).map(|job| &job.facts);
-        let deployed = held.and_then(|facts| facts.attempt(&attempt));
-        let foreign = deployed.is_some_and(|(_, deployed)| deployed.executor != *executor);
-        if foreign {
+        let held = self.jobs.get(id).map(|job| job.facts.task(attempt.element));
+        if held.as_ref().is_some_and(|facts| facts.states().is_some()) {
+            self.notice(format!("executor {executor} sent a result of no element of job {id}"));
+            return false;
+        }
+        let deployed = held.as_ref().and_then(|facts| facts.attempt(attempt));
+        if deployed.is_some_and(|(_, deployed)| deployed.executor != *executor) {
             self.notice(format!("executor {executor} sent a result of {attempt}, not its own"));
-            self.send(session, BrokerMessage::Acknowledged { attempt });
-            return;
+            return false;
         }
         if !result.is_consistent() {
             self.notice(format!("executor {executor} sent a malformed result of {attempt}"));
             let reason = "its result was malformed";
-            self.lose_attempt(id, &attempt, executor, reason, Tree::Gone);
-            self.send(session, BrokerMessage::Acknowledged { attempt });
+            self.lose_attempt(*id, attempt, executor, reason, Tree::Gone);
+            return false;
+        }
+        true
+    }
+
+    fn record_result(&mut self, executor: &ExecutorId, said: ResultMessage) {
+        let ResultMessage { attempt, job: id, generation, result, clock, .. } = said;
+        let digest = result.digest();
+        let held = self.jobs.get(&id).map(|job| job.facts.task(attempt.element));
+        let deployed = held.as_ref().and_then(|facts| facts.attempt(&attempt));
+        let generation = deployed.map_or(generation.max(1), |(fact, _)| fact.generation);
+        let known = held.as_ref().is_some_and(|facts| {
+            let mut reported = facts.reported();
+            reported.any(|(_, body)| body.attempt.dot == attempt.dot && body.digest == digest)
+        });
+        drop(held);
+        if known {
             return;
         }
-        let digest = result.digest();
-        let generation = deployed.map_or(generation.max(1), |(fact, _)| fact.generation);
-        let known = held.is_some_and(|facts| {
-            facts.reported().any(|(_, body)| body.attempt == attempt && body.digest == digest)
-        });
-        if !known {
+        let AttemptId { dot, element } = attempt;
+        let Some(element) = element else {
             let failed = !result.is_success();
-            let body = Reported {
-                attempt: attempt.clone(),
-                executor: executor.clone(),
-                digest,
-                result,
-                clock,
-            };
+            let executor = executor.clone();
+            let attempt = AttemptId::from(dot);
+            let body = Reported { attempt, executor, digest, result, runs: vec![], clock };
             self.write_job(id, generation, Body::Reported(Arc::new(body)));
             if failed {
                 self.back_off_by_facts(id, |step| step.failed);
             }
-        }
-        self.send(session, BrokerMessage::Acknowledged { attempt });
+            return;
+        };
+        let group = Group { job: id, generation, dot, digest, executor: executor.clone() };
+        self.reports.results.entry(group).or_default().insert(element, (result, clock));
     }
 
-    fn take_stopped(&mut self, executor: &ExecutorId, attempt: &AttemptId) {
+    /// Writes what executors said about elements: one fact for all of a deployment that left the
+    /// same.
+    pub(super) fn write_reports(&mut self) {
+        let Reports { results, unbegun, acknowledged } = std::mem::take(&mut self.reports);
+        for (group, elements) in results {
+            self.write_results(&group, elements);
+        }
+        for ((dot, executor, id), elements) in unbegun {
+            self.write_unbegun(id, &dot, &executor, &elements);
+        }
+        for ((session, dot), (elements, whole)) in acknowledged {
+            let attempt = AttemptId::from(dot);
+            if whole {
+                let attempt = attempt.clone();
+                self.send(session, BrokerMessage::Acknowledged { attempt, elements: None });
+            }
+            if !elements.is_empty() {
+                let elements = Some(elements);
+                self.send(session, BrokerMessage::Acknowledged { attempt, elements });
+            }
+        }
+        self.settle();
+    }
+
+    fn write_results(&mut self, group: &Group, reports: BTreeMap<u64, (JobResult, Clock)>) {
+        let Group { dot, digest, executor, generation, job } = group;
+        let results: Vec<&JobResult> = reports.values().map(|(result, _)| result).collect();
+        let merged = JobResult::merge_runs(&results);
+        if merged.is_none() && results.len() > 1 {
+            // They differ in more than their times: one fact for each.
+            for (element, report) in reports {
+                self.write_results(group, BTreeMap::from([(element, report)]));
+            }
+            return;
+        }
+        let elements: Ranges = reports.keys().copied().collect();
+        let Some((_, (last, clock))) = reports.into_iter().next_back() else { return };
+        let unmerged = || (last.clone(), vec![last.run()]);
+        let (result, runs) = merged.unwrap_or_else(unmerged);
+        let failed = !result.is_success();
+        let (attempt, executor) = (AttemptId::from(dot.clone()), executor.clone());
+        let body = Reported { attempt, executor, digest: *digest, result, runs, clock };
+        let body = Body::Reported(Arc::new(body));
+        self.write_elements(*job, *generation, Some(elements.clone()), body);
+        if failed {
+            self.back_off_elements(*job, &elements, |tries| tries.failed);
+        }
+    }
+
+    fn write_unbegun(&mut self, id: JobId, dot: &Dot, executor: &ExecutorId, elements: &Ranges) {
+        for (generation, elements) in self.running_of_lease(id, dot, elements) {
+            let body = Ending { unbegun: true, ..ending(dot, executor, UNBEGUN, Tree::Gone) };
+            self.write_elements(id, generation, Some(elements), Body::Revoked(body));
+        }
+    }
+
+    /// Gives up the attempts of one deployment at some elements.
+    pub(super) fn lose_elements(
+        &mut self,
+        id: JobId,
+        dot: &Dot,
+        elements: &Ranges,
+        executor: &ExecutorId,
+        reason: &str,
+        tree: Tree,
+    ) {
+        for (generation, elements) in self.running_of_lease(id, dot, elements) {
+            let body = ending(dot, executor, reason, tree);
+            self.write_elements(id, generation, Some(elements.clone()), Body::Lost(body));
+            // The first loss is made good at once; only a job that goes on losing has to wait.
+            self.back_off_elements(id, &elements, |tries| tries.lost.saturating_sub(1));
+        }
+    }
+
+    /// Of some elements those where this deployment is under way, by generation.
+    fn running_of_lease(&self, id: JobId, dot: &Dot, elements: &Ranges) -> BTreeMap<u32, Ranges> {
+        let mut running: BTreeMap<u32, Ranges> = BTreeMap::new();
+        let Some(job) = self.jobs.get(&id) else { return running };
+        for (first, last) in job.facts.parts(elements) {
+            let task = job.facts.task(Some(first));
+            if let Some((fact, _)) = task.running().find(|(fact, _)| fact.dot == *dot) {
+                running.entry(fact.generation).or_default().insert_run(first, last);
+            }
+        }
+        running
+    }
+
+    /// An attempt left no result: it did not begin, was stopped as ordered, or is handed back.
+    fn take_stopped(&mut self, executor: &ExecutorId, attempt: &AttemptId, unbegun: bool) {
         let draining = self.fleet.seats.get(executor).is_some_and(|seat| seat.draining);
         let Some(assigned) = self.release(executor, attempt) else { return };
         let Some(id) = assigned else { return };
-        let running = self
-            .jobs
-            .get(&id)
-            .is_some_and(|job| job.facts.running().any(|(fact, _)| fact.dot == attempt.0));
-        if running {
-            let body = Ending {
-                attempt: attempt.clone(),
-                executor: executor.clone(),
-                reason: "its executor handed it back".into(),
-                unproven: None,
-            };
-            let generation = self.generation_of(id);
-            self.write_job(id, generation, Body::Revoked(body));
-            // One that ends hands back for good; one that goes on might do so for ever.
-            if !draining {
-                self.back_off_by_facts(id, |step| step.revoked);
-                self.avoid(executor);
-            }
+        if unbegun && let Some(element) = attempt.element {
+            let lease = (attempt.dot.clone(), executor.clone(), id);
+            self.reports.unbegun.entry(lease).or_default().insert(element);
+            return;
         }
+        let Some(generation) = self.generation_if_running(id, attempt) else { return };
+        let reason = if unbegun { UNBEGUN } else { "its executor handed it back" };
+        let body = Ending { unbegun, ..ending(&attempt.dot, executor, reason, Tree::Gone) };
+        let elements = attempt.element.map(Ranges::one);
+        self.write_elements(id, generation, elements.clone(), Body::Revoked(body));
+        // One that ends hands back for good; one that goes on might do so for ever.
+        if !draining && !unbegun {
+            self.back_off_task(id, elements.as_ref(), |tries| tries.revoked);
+            self.avoid(executor);
+        }
+    }
+
+    /// The generation of an attempt that is under way.
+    fn generation_if_running(&self, id: JobId, attempt: &AttemptId) -> Option<u32> {
+        let task = self.jobs.get(&id)?.facts.task(attempt.element);
+        let found = task.running().find(|(fact, _)| fact.dot == attempt.dot);
+        found.map(|(fact, _)| fact.generation)
     }
 
     /// Leaves an executor alone for a moment that could not begin what it was given: it would look
@@ -136,20 +290,26 @@ impl Broker {
         reason: &str,
         tree: Tree,
     ) {
-        let running = self.jobs.get(&id).and_then(|job| {
-            let found = job.facts.running().find(|(fact, _)| fact.dot == attempt.0);
-            found.map(|(fact, _)| fact.generation)
-        });
-        let Some(generation) = running else { return };
-        let body = Ending {
-            attempt: attempt.clone(),
-            executor: executor.clone(),
-            reason: reason.to_owned(),
-            unproven: (tree == Tree::Unproven).then(|| UNPROVEN.to_owned()),
-        };
+        if let Some(element) = attempt.element {
+            let elements = Ranges::one(element);
+            return self.lose_elements(id, &attempt.dot, &elements, executor, reason, tree);
+        }
+        let Some(generation) = self.generation_if_running(id, attempt) else { return };
+        let body = ending(&attempt.dot, executor, reason, tree);
         self.write_job(id, generation, Body::Lost(body));
-        // The first loss is made good at once; only a job that goes on losing has to wait.
-        self.back_off_by_facts(id, |step| step.lost.saturating_sub(1));
+        self.back_off_by_facts(id, |tries| tries.lost.saturating_sub(1));
+    }
+
+    fn back_off_task(
+        &mut self,
+        id: JobId,
+        elements: Option<&Ranges>,
+        times: impl Fn(&Tries) -> u32,
+    ) {
+        match elements {
+            Some(elements) => self.back_off_elements(id, elements, times),
+            None => self.back_off_by_facts(id, times),
+        }
     }
 
     fn back_off_by_facts(&mut self, id: JobId, times: impl Fn(&Tries) -> u32) {
@@ -157,5 +317,15 @@ impl Broker {
         if let Some(Step::Deploy { tries, .. }) = step {
             self.back_off(id, times(&tries));
         }
+    }
+}
+
+fn ending(dot: &Dot, executor: &ExecutorId, reason: &str, tree: Tree) -> Ending {
+    Ending {
+        attempt: AttemptId::from(dot.clone()),
+        executor: executor.clone(),
+        reason: reason.to_owned(),
+        unproven: (tree == Tree::Unproven).then(|| UNPROVEN.to_owned()),
+        unbegun: false,
     }
 }

@@ -5,15 +5,19 @@
 //! executors of attempts that its facts call running. What an executor announces and the facts do
 //! not call running is stopped. An attempt that is lost says whether its processes are surely gone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::fleet::{Assigned, Seat};
 use super::{Broker, Timer};
 use crate::proto::capability::Needs;
 use crate::proto::event::Output;
-use crate::proto::id::{AttemptId, ExecutorId, JobId, SessionId};
+use crate::proto::fact::Deployed;
+use crate::proto::fold::JobFacts;
+use crate::proto::id::{AttemptId, Dot, ExecutorId, JobId, SessionId};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, Hello, SESSION_VERSION};
+use crate::proto::ranges::Ranges;
+use crate::proto::view::JobState;
 
 /// What is known of the processes of an attempt that is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +45,7 @@ impl Broker {
         let Some(job) = self.jobs.get(&id) else { return };
         let Some((_, submitted)) = job.facts.submitted() else { return };
         let needs = submitted.spec.needs.clone();
-        let running: Vec<(AttemptId, ExecutorId)> = job
-            .facts
-            .running()
-            .map(|(fact, deployed)| (AttemptId(fact.dot.clone()), deployed.executor.clone()))
-            .collect();
+        let running = running(&job.facts);
         let now = self.now.mono;
         let until = now.after(self.config.lost_after);
         for (attempt, executor) in running {
@@ -86,6 +86,7 @@ impl Broker {
         self.send(session, BrokerMessage::Welcome { log, heartbeat_max });
         self.reconcile(session, &executor, (life, tree), &announced);
         self.fleet.refresh(&executor);
+        self.watch_recall(&executor, now);
     }
 
     /// Whether an executor may have a session.
@@ -151,10 +152,11 @@ impl Broker {
             // The same life that does not know it never got the order; another life lost it.
             // Of another log's attempt the end may be forgotten here (a restored disk): it is
             // not ordered a second time.
-            let deployed = self.jobs.get(&job).and_then(|job| job.facts.attempt(attempt));
-            let ours = self.log.as_ref() == Some(&attempt.0.log);
-            if ours && deployed.is_some_and(|(_, deployed)| deployed.life == life) {
-                self.start(Some(session), job, attempt);
+            let held = self.jobs.get(&job).and_then(|job| job.facts.attempt(attempt));
+            let same_life = held.is_some_and(|(_, deployed)| deployed.life == life);
+            if self.log.as_ref() == Some(&attempt.dot.log) && same_life {
+                let elements = attempt.element.map(Ranges::one);
+                self.start(Some(session), job, attempt, elements.as_ref());
             } else {
                 self.release_silently(executor, attempt);
                 self.lose_attempt(job, attempt, executor, "its executor was restarted", tree);
@@ -231,7 +233,7 @@ impl Broker {
     }
 
     /// Gives an executor up with all that runs there.
-    fn lose_executor(&mut self, executor: &ExecutorId, reason: &str, tree: Tree) {
+    pub(super) fn lose_executor(&mut self, executor: &ExecutorId, reason: &str, tree: Tree) {
         let Some(seat) = self.fleet.remove(executor) else { return };
         if let Some(session) = seat.session {
             self.outputs.push_back(Output::Close { session });
@@ -245,8 +247,27 @@ impl Broker {
             let count = running.len();
             self.notice(format!("executor {executor} is lost with {count} attempts: {reason}"));
         }
+        let mut leases: BTreeMap<(Dot, JobId), Ranges> = BTreeMap::new();
         for (attempt, job) in running {
-            self.lose_attempt(job, &attempt, executor, reason, tree);
+            match attempt.element {
+                Some(element) => leases.entry((attempt.dot, job)).or_default().insert(element),
+                None => self.lose_attempt(job, &attempt, executor, reason, tree),
+            }
+        }
+        for ((dot, job), elements) in leases {
+            self.lose_elements(job, &dot, &elements, executor, reason, tree);
         }
     }
+}
+
+/// The attempts of a job that are under way, and where.
+pub(super) fn running(facts: &JobFacts) -> Vec<(AttemptId, ExecutorId)> {
+    let of_task = |task: &JobFacts| -> Vec<_> {
+        let named =
+            |(fact, deployed): (&_, &Deployed)| (task.attempt_id(fact), deployed.executor.clone());
+        task.running().map(named).collect()
+    };
+    let Some(states) = facts.states() else { return of_task(facts) };
+    let Some(running) = states.get(&JobState::Running) else { return vec![] };
+    running.iter().flat_map(|element| of_task(&facts.task(Some(element)))).collect()
 }

@@ -1,5 +1,9 @@
 //! The broker fed one event at a time: what comes out, and that nothing else does.
 
+mod array;
+mod deadline;
+mod declared;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,6 +95,7 @@ impl Bench {
             generation: start.generation,
             result: JobResult { exit: Some(exit), ..JobResult::default() },
             clock: start.clock.clone(),
+            took_us: None,
         };
         let message = ExecutorMessage::Result(Box::new(message));
         self.input(Input::Message { session: SessionId(session), message })
@@ -225,12 +230,14 @@ fn start_of_last(bench: &mut Bench) -> crate::proto::message::StartOrder {
     let fact = deployed.expect("something was deployed");
     let job = fact.job.expect("a deployed fact names its job");
     crate::proto::message::StartOrder {
-        attempt: AttemptId(fact.dot.clone()),
+        attempt: AttemptId::from(fact.dot.clone()),
         job,
         generation: fact.generation,
         fence: 1,
         clock: fact.clock.clone(),
         spec: Arc::new(spec()),
+        elements: None,
+        items: vec![],
     }
 }
 
@@ -460,7 +467,7 @@ fn after_a_restart_running_attempts_are_kept_and_undelivered_orders_are_sent_aga
         .durable
         .iter()
         .filter(|sealed| matches!(sealed.fact.body, Body::Deployed(_)))
-        .map(|sealed| AttemptId(sealed.fact.dot.clone()))
+        .map(|sealed| AttemptId::from(sealed.fact.dot.clone()))
         .collect();
     let written = bench.durable.len();
     let mut bench = Bench::over(bench.durable);
@@ -539,7 +546,7 @@ fn garbage_from_an_executor_changes_no_other_job() {
     assert_eq!(bench.state(job), JobState::Running);
     // A result of an attempt that nobody deployed waits, and is acknowledged.
     let mut unknown = start.clone();
-    unknown.attempt.0.seq = 1_000;
+    unknown.attempt.dot.seq = 1_000;
     bench.finish(1, &unknown, 0);
     assert_eq!(bench.state(job), JobState::Running);
     bench.finish(1, &start, 0);
@@ -567,7 +574,7 @@ fn i10_an_executor_that_hands_everything_back_is_asked_less_and_less() {
     for _ in 0..10_000 {
         if bench.state_of_only_job() == JobState::Running {
             let attempt = start_of_last(&mut bench).attempt;
-            let message = ExecutorMessage::Stopped { attempt };
+            let message = ExecutorMessage::Stopped { attempt, unbegun: false };
             bench.input(Input::Message { session: SessionId(1), message });
         }
         bench.pass(Duration::from_millis(1));

@@ -6,52 +6,90 @@
 
 use std::collections::BTreeMap;
 
+use super::Broker;
 use super::queries::millis;
-use super::{Broker, Job};
 use crate::proto::capability::Unmet;
 use crate::proto::event::{JobRef, Refusal, Reply};
-use crate::proto::fold::Step;
-use crate::proto::id::{AttemptId, JobId};
+use crate::proto::fact::{Deployed, Fact};
+use crate::proto::fold::{JobFacts, Step};
+use crate::proto::id::{JobId, TaskId};
 use crate::proto::job::JobSpec;
 use crate::proto::limits;
+use crate::proto::ranges::Ranges;
 use crate::proto::view::{AttemptView, JobState, RunningView, WhyView};
 
 impl Broker {
     pub(super) fn why(&self, job: &JobRef) -> Result<Reply, Refusal> {
-        let id = self.find(job)?;
-        let state = self.state_of(id);
-        let running = self.running_of(id);
-        let mut reasons = match state {
-            JobState::Waiting => self.why_waiting(id),
-            JobState::Running => running.iter().map(where_it_runs).collect(),
-            _ => self.why_ended(id, state),
+        let task = self.find(job)?;
+        let state = self.state_of(task);
+        let running = self.running_of(task);
+        let states = self.jobs.get(&task.job).and_then(|job| job.facts.states());
+        let mut reasons = match states.filter(|_| task.element.is_none()) {
+            Some(states) => self.why_array(task.job, states),
+            None => self.why_task(task, state, &running),
         };
+        if let Some(deadline) = self.why_deadline(task.job, state) {
+            reasons.insert(reasons.len().min(1), deadline);
+        }
         if reasons.len() > limits::REASONS_MAX {
             let more = reasons.len() - (limits::REASONS_MAX - 1);
             reasons.truncate(limits::REASONS_MAX - 1);
             reasons.push(format!("and {more} more"));
         }
-        let spec = self.jobs.get(&id).and_then(|job| job.facts.submitted());
+        let spec = self.jobs.get(&task.job).and_then(|job| job.facts.submitted());
         let name = spec.and_then(|(_, submitted)| submitted.spec.name.clone());
-        Ok(Reply::Why(Box::new(WhyView { job: id, name, state, reasons, running })))
+        let TaskId { job, element } = task;
+        Ok(Reply::Why(Box::new(WhyView { job, element, name, state, reasons, running })))
     }
 
-    fn running_of(&self, id: JobId) -> Vec<RunningView> {
-        let Some(job) = self.jobs.get(&id) else { return vec![] };
-        let view = |(fact, deployed): (&crate::proto::fact::Fact, _)| {
-            let deployed: &crate::proto::fact::Deployed = deployed;
-            RunningView {
-                attempt: AttemptId(fact.dot.clone()),
-                executor: deployed.executor.clone(),
-                since: fact.at.clone(),
-                heard_ms: self.heard_ms(&deployed.executor),
+    fn why_task(&self, task: TaskId, state: JobState, running: &[RunningView]) -> Vec<String> {
+        match state {
+            JobState::Waiting => self.why_waiting(task),
+            JobState::Running => running.iter().map(where_it_runs).collect(),
+            _ => self.why_ended(task, state),
+        }
+    }
+
+    /// How many elements stand where, and of those that did not simply succeed why the first one
+    /// does.
+    fn why_array(&self, id: JobId, states: &BTreeMap<JobState, Ranges>) -> Vec<String> {
+        let mut reasons = vec![];
+        for (state, elements) in states {
+            let (count, word) = (elements.len(), state.word());
+            let plural = if count == 1 { "" } else { "s" };
+            reasons.push(format!("{count} element{plural} {word}"));
+            let first = elements.first().filter(|_| *state != JobState::Succeeded);
+            if let Some(element) = first {
+                let task = TaskId::new(id, Some(element));
+                let why = self.why_task(task, *state, &self.running_of(task));
+                let why = why.into_iter().take(limits::REASONS_MAX / 4);
+                reasons.extend(why.map(|why| format!("element {element}: {why}")));
             }
-        };
-        job.facts.running().map(view).collect()
+        }
+        reasons
     }
 
-    fn why_ended(&self, id: JobId, state: JobState) -> Vec<String> {
-        let Some(ended) = self.ended(id) else { return vec![] };
+    /// The attempts under way; of an array as a whole the first.
+    fn running_of(&self, task: TaskId) -> Vec<RunningView> {
+        let Some(job) = self.jobs.get(&task.job) else { return vec![] };
+        let first = |states: &BTreeMap<JobState, Ranges>| {
+            states.get(&JobState::Running).and_then(Ranges::first)
+        };
+        let facts = match task.element.or_else(|| job.facts.states().and_then(first)) {
+            None if job.facts.states().is_some() => return vec![],
+            element => job.facts.task(element),
+        };
+        let view = |(fact, deployed): (&Fact, &Deployed)| RunningView {
+            attempt: facts.attempt_id(fact),
+            executor: deployed.executor.clone(),
+            since: fact.at.clone(),
+            heard_ms: self.heard_ms(&deployed.executor),
+        };
+        facts.running().map(view).collect()
+    }
+
+    fn why_ended(&self, task: TaskId, state: JobState) -> Vec<String> {
+        let Some(ended) = self.ended(task) else { return vec![] };
         let mut reasons: Vec<String> = ended.reason.into_iter().collect();
         if let Some((_, reported)) = &ended.result {
             let (result, executor) = (&reported.result, &reported.executor);
@@ -66,8 +104,9 @@ impl Broker {
             reasons.extend(result.unproven.clone());
         }
         if state == JobState::Parked {
-            reasons.push(format!("'ucp-submit rerun {id}' releases it"));
-            let attempts = self.jobs.get(&id).map(|job| job.facts.attempt_views());
+            reasons.push(format!("'ucp-submit rerun {task}' releases it"));
+            let attempts = self.jobs.get(&task.job);
+            let attempts = attempts.map(|job| job.facts.task(task.element).attempt_views());
             let of_generation = |attempt: &AttemptView| attempt.generation == ended.generation;
             let attempts = attempts.into_iter().flatten().filter(of_generation);
             reasons.extend(attempts.filter_map(|attempt| befallen(&attempt)));
@@ -78,19 +117,23 @@ impl Broker {
         reasons
     }
 
-    fn why_waiting(&self, id: JobId) -> Vec<String> {
-        let Some(job) = self.jobs.get(&id) else { return vec![] };
+    fn why_waiting(&self, task: TaskId) -> Vec<String> {
+        let Some(job) = self.jobs.get(&task.job) else { return vec![] };
         let Some((_, submitted)) = job.facts.submitted() else { return vec![] };
         let spec = &submitted.spec;
         let mut reasons = self.awaited(spec);
         if !reasons.is_empty() {
             return reasons;
         }
-        if job.not_before > self.now.mono {
-            let wait = millis(job.not_before.since(self.now.mono));
+        let delayed = match (&job.array, task.element) {
+            (Some(work), Some(element)) => work.delayed_until(element),
+            _ => Some(job.not_before),
+        };
+        if let Some(until) = delayed.filter(|until| *until > self.now.mono) {
+            let wait = millis(until.since(self.now.mono));
             reasons.push(format!("it is tried again in {wait} ms"));
         }
-        reasons.extend(tried_before(job));
+        reasons.extend(tried_before(&job.facts.task(task.element)));
         reasons.extend(self.where_it_does_not_fit(spec));
         reasons
     }
@@ -170,8 +213,8 @@ fn befallen(attempt: &AttemptView) -> Option<String> {
     Some(format!("attempt {attempt} on {executor} is {state}: {reason}{unproven}"))
 }
 
-fn tried_before(job: &Job) -> Vec<String> {
-    let Step::Deploy { tries, .. } = job.facts.step() else { return vec![] };
+pub(super) fn tried_before(facts: &JobFacts) -> Vec<String> {
+    let Step::Deploy { tries, .. } = facts.step() else { return vec![] };
     let counts =
         [(tries.failed, "failed"), (tries.lost, "were lost"), (tries.revoked, "were handed back")];
     let before = counts.into_iter().filter(|(count, _)| *count > 0);

@@ -1,5 +1,7 @@
 //! The executor fed one event at a time.
 
+mod array;
+
 use std::sync::Arc;
 
 use super::*;
@@ -33,7 +35,7 @@ fn executor(spooled: Vec<ResultMessage>) -> Executor {
 }
 
 fn attempt(seq: u64) -> AttemptId {
-    AttemptId(Dot { log: "north-00000001".parse().expect("a name"), seq })
+    AttemptId::from(Dot { log: "north-00000001".parse().expect("a name"), seq })
 }
 
 fn order(seq: u64, timeout: Option<Span>) -> BrokerMessage {
@@ -45,6 +47,8 @@ fn order(seq: u64, timeout: Option<Span>) -> BrokerMessage {
         fence: 1,
         clock: Clock::new(),
         spec: Arc::new(spec),
+        elements: None,
+        items: vec![],
     }))
 }
 
@@ -110,17 +114,18 @@ fn a_result_is_kept_until_acknowledged_and_written_down_when_that_takes_long() {
     register(&mut executor, at(0));
     hear(&mut executor, at(0), order(1, None));
     end(&mut executor, at(0), 1, 0);
-    assert_eq!(executor.poll_timeout(), Some(at(20).mono));
-    executor.handle_timeout(at(20));
+    let due = at(u64::try_from(limits::SPOOL_AFTER.as_millis()).expect("a short time"));
+    assert_eq!(executor.poll_timeout(), Some(due.mono));
+    executor.handle_timeout(due);
     assert_eq!(words(&drain(&mut executor)), ["spool"]);
-    give(&mut executor, at(30), ExecutorInput::Disconnected);
-    let outputs = register(&mut executor, at(40));
+    give(&mut executor, at(230), ExecutorInput::Disconnected);
+    let outputs = register(&mut executor, at(240));
     assert_eq!(words(&outputs), ["hello", "registered", "result", "heartbeat"]);
     let ExecutorOutput::Send(ExecutorMessage::Hello(hello)) = &outputs[0] else { panic!() };
     assert_eq!(hello.attempts, [attempt(1)]);
-    let acknowledged = BrokerMessage::Acknowledged { attempt: attempt(1) };
-    assert_eq!(words(&hear(&mut executor, at(50), acknowledged.clone())), ["unspool"]);
-    assert!(hear(&mut executor, at(50), acknowledged).is_empty());
+    let acknowledged = BrokerMessage::Acknowledged { attempt: attempt(1), elements: None };
+    assert_eq!(words(&hear(&mut executor, at(250), acknowledged.clone())), ["unspool"]);
+    assert!(hear(&mut executor, at(250), acknowledged).is_empty());
     assert!(executor.is_idle());
 }
 

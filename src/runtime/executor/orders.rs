@@ -6,11 +6,12 @@ use std::rc::Rc;
 use nix::libc;
 
 use crate::proto::executor::{ExecutorOutput, Kill};
-use crate::proto::id::AttemptId;
+use crate::proto::id::{AttemptId, LogId};
 use crate::proto::message::{ExecutorMessage, ResultMessage};
 use crate::runtime::process::Job;
 
-use super::{Announce, ExecutorError, Registration, Shell, blobs, jobs};
+use super::session::Session;
+use super::{Announce, ExecutorError, Phase, Registration, Shell, blobs, jobs};
 
 impl Shell<'_> {
     /// Carries out every order that the core has.
@@ -18,7 +19,6 @@ impl Shell<'_> {
         let mut unspooled = vec![];
         while let Some(output) = self.core.poll_output() {
             if let ExecutorOutput::Spool(result) = output {
-                self.speak_of(&result.attempt);
                 unspooled.push(*result);
                 continue;
             }
@@ -27,10 +27,11 @@ impl Shell<'_> {
             self.obey(output, announce)?;
         }
         self.spool(unspooled).await;
-        // The core wants no result of those that it did not speak of: they were stopped.
+        // The core wants no result of those that it does not hold: they were stopped.
         for attempt in std::mem::take(&mut self.ended) {
-            self.forget(&attempt);
-            blobs::discard(&self.workshop.output, &attempt);
+            if !self.core.holds(&attempt) {
+                self.forget(&attempt);
+            }
         }
         Ok(())
     }
@@ -76,9 +77,6 @@ impl Shell<'_> {
     }
 
     fn send(&mut self, message: ExecutorMessage) {
-        if let ExecutorMessage::Result(result) = &message {
-            self.speak_of(&result.attempt);
-        }
         let Some(session) = &self.session else { return };
         match message {
             ExecutorMessage::Result(result) if blobs::is_long(&result) => {
@@ -89,11 +87,7 @@ impl Shell<'_> {
         }
     }
 
-    fn registered(
-        &mut self,
-        log: crate::proto::id::LogId,
-        announce: Announce<'_>,
-    ) -> Result<(), ExecutorError> {
+    fn registered(&mut self, log: LogId, announce: Announce<'_>) -> Result<(), ExecutorError> {
         let Some(session) = &self.session else { return Ok(()) };
         self.pause.reset();
         self.told = None;
@@ -106,9 +100,17 @@ impl Shell<'_> {
             let registration = Registration { executor: &self.executor, broker };
             announce(registration).map_err(ExecutorError::Announce)?;
         }
-        crate::runtime::ready::ready(&format!("registered with {log} at {broker}"));
         self.registered = Some(log);
+        let Self { supervisor, phase, registered, session, jobs, .. } = self;
+        supervisor.ready(in_short(phase, registered.as_ref(), session.as_deref(), jobs.len()));
         Ok(())
+    }
+
+    /// Tells the supervisor that the loop turns, and how the executor stands.
+    pub(super) fn tell(&mut self) {
+        let Self { supervisor, phase, registered, session, jobs, .. } = self;
+        let status = || in_short(phase, registered.as_ref(), session.as_deref(), jobs.len());
+        supervisor.tell(status);
     }
 
     /// Makes results durable, on another thread, so that output is taken meanwhile. What the disk
@@ -136,11 +138,26 @@ impl Shell<'_> {
         }
     }
 
-    fn speak_of(&mut self, attempt: &AttemptId) {
-        self.ended.retain(|ended| ended != attempt);
-    }
-
+    /// Lets go of an attempt, and of the files that it left beside its result.
     pub(super) fn forget(&mut self, attempt: &AttemptId) {
-        self.jobs.remove(attempt);
+        // One that an earlier life ran may have left any.
+        if self.jobs.remove(attempt).is_none_or(|job| job.has_files()) {
+            blobs::discard(&self.workshop.output, attempt);
+        }
     }
+}
+
+/// How the executor stands, in one line for people.
+fn in_short(
+    phase: &Phase,
+    registered: Option<&LogId>,
+    session: Option<&Session>,
+    attempts: usize,
+) -> String {
+    let drains = if matches!(phase, Phase::Working) { "" } else { "draining; " };
+    let broker = match (registered, session) {
+        (Some(log), Some(session)) => format!("joined to {log} at {}", session.address()),
+        _ => "looking for a broker".to_owned(),
+    };
+    format!("{drains}{broker}; attempts here {attempts}")
 }

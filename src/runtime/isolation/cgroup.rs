@@ -191,6 +191,8 @@ impl Tree {
             directory: File::open(&path)?,
             events: File::open(path.join("cgroup.events"))?,
             kill: File::options().write(true).open(path.join("cgroup.kill"))?,
+            procs: File::open(path.join("cgroup.procs"))?,
+            stat: File::open(path.join("cgroup.stat"))?,
             memory: self.memory.then_some(None),
             killed: Cell::new(false),
             path,
@@ -212,6 +214,8 @@ pub(crate) struct Group {
     pub(crate) directory: File,
     events: File,
     kill: File,
+    procs: File,
+    stat: File,
     path: PathBuf,
     killed: Cell<bool>,
     /// The bound that is set, where memory can be bounded.
@@ -252,14 +256,19 @@ impl Group {
 
     /// A process that ended may be counted for a moment longer; it is not listed.
     fn has_no_child(&self) -> bool {
-        let text = fs::read_to_string(self.path.join("cgroup.stat")).unwrap_or_default();
-        text.lines().any(|line| line == "nr_descendants 0")
+        let mut bytes = [0; 256];
+        let got = self.stat.read_at(&mut bytes, 0).unwrap_or(0);
+        bytes[..got].split(|byte| *byte == b'\n').any(|line| line == b"nr_descendants 0")
     }
 
     /// The processes that are not ending.
     pub(crate) fn processes(&self) -> Vec<i32> {
-        let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
-        text.lines().flat_map(str::parse).collect()
+        let (mut bytes, mut length) = (vec![0; 512], 0);
+        while let Ok(got @ 1..) = self.procs.read_at(&mut bytes[length..], length as u64) {
+            length += got;
+            bytes.resize(bytes.len().max(length * 2), 0);
+        }
+        String::from_utf8_lossy(&bytes[..length]).lines().flat_map(str::parse).collect()
     }
 
     /// Whether another turn has to follow, as this one was killed; it is removed then.

@@ -132,6 +132,13 @@ impl Output {
         &self.path
     }
 
+    /// Whether it grew long enough for a file, or tried to.
+    #[must_use]
+    pub fn is_in_file(&self) -> bool {
+        let kept = self.kept();
+        kept.file.is_some() || kept.truncated
+    }
+
     /// Removes the file, if there is one. Who reads it already can read on.
     pub fn discard(&self) {
         if self.kept().file.is_some()

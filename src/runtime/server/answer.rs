@@ -60,6 +60,24 @@ where
     with_type(StatusCode::OK, NDJSON, Body::streamed(work))
 }
 
+/// Text that `work` writes as it is sent.
+pub fn stream<W>(kind: &'static str, work: impl FnOnce(Sink) -> W) -> Response<Body>
+where
+    W: Future<Output = Result<(), Cut>> + 'static,
+{
+    with_type(StatusCode::OK, kind, Body::streamed(work))
+}
+
+/// A text of a type.
+pub fn typed(kind: &'static str, text: impl Into<Bytes>) -> Response<Body> {
+    with_type(StatusCode::OK, kind, Body::whole(text))
+}
+
+/// A value as one line of JSON, without a newline.
+pub fn text<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("answers have only string keys")
+}
+
 /// Bytes that `work` writes as they are sent.
 pub fn bytes<W>(size: u64, work: impl FnOnce(Sink) -> W) -> Response<Body>
 where
@@ -70,12 +88,17 @@ where
     response
 }
 
+/// The code of an answer that is a problem document, for those who count them.
+#[derive(Debug, Clone)]
+pub struct ProblemCode(pub Cow<'static, str>);
+
 /// A problem document.
 pub fn problem(problem: &Problem) -> Response<Body> {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut bytes = serde_json::to_vec(problem).expect("problems have only string keys");
     bytes.push(b'\n');
     let mut response = with_type(status, PROBLEM_JSON, Body::whole(bytes));
+    response.extensions_mut().insert(ProblemCode(problem.code.clone()));
     if matches!(problem.status, 503 | 507) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
@@ -83,11 +106,13 @@ pub fn problem(problem: &Problem) -> Response<Body> {
 }
 
 /// The refusal of a method, with those that the route has.
-pub fn wrong_method(method: &hyper::Method, allowed: &'static str) -> Response<Body> {
+pub fn wrong_method(method: &hyper::Method, allowed: &str) -> Response<Body> {
     let what = format!("{method} does nothing here");
     let document = Problem::new(405, "wrong-method", what).hint(format!("use {allowed}"));
     let mut response = problem(&document);
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    if let Ok(allowed) = HeaderValue::from_str(allowed) {
+        response.headers_mut().insert(ALLOW, allowed);
+    }
     response
 }
 

@@ -55,8 +55,7 @@ pub async fn blobs(context: Rc<Context>, digest: &str, request: Request<Incoming
     match *request.method() {
         Method::PUT => put(&context, digest, request).await,
         Method::GET => get(&context, digest, request.headers()).await,
-        Method::HEAD => head(&context, digest).await,
-        _ => Ok(answer::wrong_method(request.method(), "GET, HEAD, PUT")),
+        _ => head(&context, digest).await,
     }
 }
 

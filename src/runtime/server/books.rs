@@ -1,4 +1,4 @@
-//! The broker about itself: status, executors, health, and the audit of its books.
+//! The broker about itself: status, executors (and that one is lost), and the audit of its books.
 //!
 //! The audit compares the core with the store at one moment: the store's books are taken right
 //! after the batch that the core's belong to (drive.rs).
@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 
 use hyper::StatusCode;
-use serde::Serialize;
 
 use crate::proto::event::{Reply, Request};
-use crate::proto::id::LogId;
+use crate::proto::id::{ExecutorId, LogId};
 use crate::proto::view::{AuditView, JobState};
 use crate::runtime::server::Context;
 use crate::runtime::server::answer::{self, Handled};
 use crate::runtime::server::hub::{Answer, Stopping};
+use crate::runtime::server::jobs::reason_of;
 use crate::runtime::store::StoredBooks;
-use crate::wire::api::{AuditLine, AuditedLog, ExecutorLine, StatusLine};
+use crate::wire::api::{AuditLine, AuditedLog, ExecutorLine, LostLine, StatusLine};
 use crate::wire::problem::Problem;
 
 /// `GET /v1/status`.
@@ -42,16 +42,25 @@ pub async fn executors(context: &Context) -> Handled {
     }))
 }
 
-/// `GET /healthz` and `GET /readyz`: the loop answers, so the store takes batches too.
-pub async fn health(context: &Context) -> Handled {
-    #[derive(Serialize)]
-    struct HealthLine {
-        #[serde(rename = "type")]
-        kind: &'static str,
-        ok: bool,
-    }
-    context.ask(Request::Status).await?;
-    Ok(answer::json(StatusCode::OK, &HealthLine { kind: "health", ok: true }))
+/// `POST /v1/executors/{executor}/lost`: its operator knows that it is gone.
+pub async fn declare_lost(
+    context: &Context,
+    executor: &str,
+    request: hyper::Request<hyper::body::Incoming>,
+) -> Handled {
+    let Ok(executor) = executor.parse::<ExecutorId>() else {
+        let what = format!("{executor:.80?} is no executor's name");
+        return Err(Problem::new(404, "no-executor", what)
+            .hint("'ucp-broker executors' shows the executors that are known"));
+    };
+    let said = reason_of(request, "").await?;
+    let declared = "an operator declared its executor lost";
+    let reason = if said.is_empty() { declared.to_owned() } else { format!("{declared}: {said}") };
+    let reply = context.ask(Request::DeclareLost { executor, reason }).await?;
+    let Reply::DeclaredLost { executor, attempts } = reply else {
+        return Err(context.unexpected());
+    };
+    Ok(answer::json(StatusCode::OK, &LostLine { kind: "lost".into(), executor, attempts }))
 }
 
 /// `GET /v1/audit`.
@@ -69,7 +78,7 @@ pub async fn audit(context: &Context) -> Handled {
 
 /// Compares what the core holds with what the store holds.
 fn compare(view: AuditView, stored: &StoredBooks) -> AuditLine {
-    let AuditView { submitted, states, vector, mut faults } = view;
+    let AuditView { submitted, states, rows, vector, mut faults } = view;
     let mut logs: BTreeMap<LogId, AuditedLog> = BTreeMap::new();
     for (log, seq) in &vector {
         logs.entry(log.clone()).or_default().seq = *seq;
@@ -106,7 +115,7 @@ fn compare(view: AuditView, stored: &StoredBooks) -> AuditLine {
             let count = |books: &BTreeMap<LogId, BTreeMap<JobState, u64>>| {
                 books.get(log).and_then(|states| states.get(&state)).copied().unwrap_or(0)
             };
-            let (held, kept) = (count(&states), count(&stored.states));
+            let (held, kept) = (count(&rows), count(&stored.states));
             if held != kept {
                 let word = state.word();
                 faults.push(format!(
@@ -130,6 +139,7 @@ mod tests {
         let view = AuditView {
             submitted: BTreeMap::from([(log, 3)]),
             states: states.clone(),
+            rows: states.clone(),
             vector: vector.clone(),
             faults: vec![],
         };

@@ -14,14 +14,19 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::proto::event::{Input, Reply, Request};
-use crate::proto::id::RequestId;
+use crate::proto::event::{Batch, Input, Reply, Request};
+use crate::proto::fold::JobFacts;
+use crate::proto::id::{JobId, RequestId, SessionId};
 use crate::proto::limits;
+use crate::proto::message::BrokerMessage;
 use crate::proto::result::Stream;
 use crate::proto::view::AuditView;
+use crate::runtime::entropy;
+use crate::runtime::server::feed::Feed;
 use crate::runtime::server::mailbox::Mailbox;
+use crate::runtime::server::tally::Tally;
 use crate::runtime::session::Sessions;
-use crate::runtime::store::{Disk, StoreError, StoredBooks};
+use crate::runtime::store::{CommitMeter, Disk, StoreError, StoredBooks};
 
 /// The broker is stopping: nothing more is taken and no answer will come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -128,10 +133,16 @@ pub struct Hub {
     pub inbox: Inbox,
     /// The executors' connections.
     pub sessions: Sessions,
+    /// What happens, for who reads it.
+    pub feed: Rc<Feed>,
+    /// What is counted.
+    pub tally: Tally,
     requests: RefCell<BTreeMap<RequestId, Rc<Letters>>>,
     next_request: Cell<u64>,
     commits: watch::Sender<u64>,
     disk: RefCell<Option<watch::Receiver<Disk>>>,
+    meter: RefCell<Option<Arc<CommitMeter>>>,
+    draining: Cell<bool>,
 }
 
 /// The answers of one request, and how much of results they hold in memory.
@@ -150,6 +161,10 @@ impl Default for Hub {
             next_request: Cell::new(1),
             commits: watch::Sender::new(0),
             disk: RefCell::default(),
+            feed: Rc::default(),
+            tally: Tally::default(),
+            meter: RefCell::default(),
+            draining: Cell::new(false),
         }
     }
 }
@@ -187,8 +202,46 @@ impl Hub {
         letters.answers.put(answer);
     }
 
-    /// Tells those who follow the facts that there are more.
-    pub fn committed(&self) {
+    /// How many requests wait for answers of the core.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.requests.borrow().len()
+    }
+
+    /// The loop handles an input.
+    pub fn saw(&self, input: &Input) {
+        if self.feed.saw(input) {
+            self.committed();
+        }
+    }
+
+    /// The loop sends something to an executor.
+    pub fn sent(&self, session: SessionId, message: &BrokerMessage) {
+        if self.feed.sent(session, message) {
+            self.committed();
+        }
+    }
+
+    /// A batch goes to the disk. `job` gives what the core holds about a job.
+    pub fn commits_begin<'a>(&self, batch: &Batch, job: impl Fn(JobId) -> Option<&'a JobFacts>) {
+        for sealed in &batch.facts {
+            if let Some(held) = sealed.fact.job.and_then(&job) {
+                self.tally.times(&sealed.fact, held);
+            }
+        }
+        self.feed.hold(batch.facts.iter().map(|sealed| Arc::clone(&sealed.fact)).collect());
+    }
+
+    /// The oldest batch on its way to the disk is durable.
+    pub fn commits_end(&self) {
+        for fact in self.feed.release() {
+            self.tally.fact(fact.body.kind());
+        }
+        self.committed();
+    }
+
+    /// Tells those who follow the facts or the events that there are more.
+    fn committed(&self) {
         if self.commits.receiver_count() > 0 {
             self.commits.send_modify(|count| *count += 1);
         }
@@ -209,6 +262,36 @@ impl Hub {
     #[must_use]
     pub fn disk(&self) -> Disk {
         self.disk.borrow().as_ref().map_or(Disk::Well, |disk| *disk.borrow())
+    }
+
+    /// Takes the store's word for how its commits go.
+    pub fn watch_commits(&self, meter: Arc<CommitMeter>) {
+        self.meter.replace(Some(meter));
+    }
+
+    /// How commits go, once there is a store.
+    #[must_use]
+    pub fn commit_meter(&self) -> Option<Arc<CommitMeter>> {
+        self.meter.borrow().clone()
+    }
+
+    /// Whether a commit has been under way for so long that the store counts as hanging.
+    #[must_use]
+    pub fn commit_is_slow(&self) -> bool {
+        let now = entropy::now().mono;
+        let slow = |meter: &Arc<CommitMeter>| meter.under_way(now) > limits::HEALTH_WITHIN;
+        self.meter.borrow().as_ref().is_some_and(slow)
+    }
+
+    /// The broker is going to stop: it is no longer ready.
+    pub fn drain(&self) {
+        self.draining.set(true);
+    }
+
+    /// Whether the broker is going to stop.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.draining.get() || self.inbox.stopping.get()
     }
 
     /// Waits until the broker stops.

@@ -11,6 +11,9 @@ use crate::proto::limits;
 use crate::proto::view::JobState;
 use crate::runtime::server::Context;
 use crate::runtime::server::answer::{self, Handled, Query};
+use crate::runtime::server::body::{Cut, Sink};
+use crate::runtime::server::hub::{Answer, Mail};
+use crate::runtime::server::submit::Told;
 use crate::wire::api::{DoneLine, JobLine, ResultLine, ShowLine, WhyLine};
 use crate::wire::problem::Problem;
 
@@ -40,7 +43,7 @@ fn state_of(word: &str) -> Result<JobState, Problem> {
 }
 
 /// `GET /v1/jobs/{id}`: everything about it, or with `until` its result when it ends.
-pub async fn show(context: &Context, job: JobRef, request: Request<Incoming>) -> Handled {
+pub async fn show(context: Rc<Context>, job: JobRef, request: Request<Incoming>) -> Handled {
     let query = Query::parse(request.uri().query(), &["until", "facts_only"])?;
     if query.until()? {
         return wait(context, job).await;
@@ -58,11 +61,42 @@ pub async fn show(context: &Context, job: JobRef, request: Request<Incoming>) ->
     Ok(answer::json(StatusCode::OK, &ShowLine::new(&view, facts_only)))
 }
 
-async fn wait(context: &Context, job: JobRef) -> Handled {
-    let reply = context.ask(event::Request::Watch { job, attempts: false }).await?;
-    let Reply::Ended(mut ended) = reply else { return Err(context.unexpected()) };
-    context.complete(&mut ended).await?;
-    Ok(answer::json(StatusCode::OK, &ResultLine::new(&ended, None)))
+/// The result when it ends; of an array a line for each element as it ends.
+async fn wait(context: Rc<Context>, job: JobRef) -> Handled {
+    let mail = context.hub.open();
+    mail.ask(event::Request::Watch { job, attempts: false }).await?;
+    match mail.next().await? {
+        Answer::Reply(Reply::Ended(mut ended)) => {
+            context.complete(&mut ended).await?;
+            Ok(answer::json(StatusCode::OK, &ResultLine::new(&ended, None)))
+        }
+        Answer::Reply(Reply::Watched { elements }) => {
+            Ok(answer::lines(move |sink| tell_elements(context, mail, sink, elements)))
+        }
+        Answer::Reply(Reply::Refused { index, refusal }) => {
+            Err(Problem::of_refusal(&refusal, index))
+        }
+        _ => Err(context.unexpected()),
+    }
+}
+
+async fn tell_elements(
+    context: Rc<Context>,
+    mail: Mail,
+    sink: Sink,
+    elements: u64,
+) -> Result<(), Cut> {
+    let mut told = Told::default();
+    for _ in 0..elements {
+        let Answer::Reply(Reply::Ended(mut ended)) = mail.next().await? else {
+            return Err(Cut("the job is not known any more".into()));
+        };
+        context.complete(&mut ended).await.map_err(|problem| Cut(problem.detail))?;
+        sink.room().await;
+        sink.line(&ResultLine::new(&ended, None));
+        told.took(&mail).await?;
+    }
+    Ok(())
 }
 
 /// `GET /v1/jobs/{id}/why`.
@@ -86,14 +120,17 @@ pub async fn rerun(context: Rc<Context>, job: JobRef, request: Request<Incoming>
 }
 
 async fn done(context: &Context, request: event::Request) -> Handled {
-    let Reply::Done { job, state } = context.ask(request).await? else {
+    let Reply::Done { task, state } = context.ask(request).await? else {
         return Err(context.unexpected());
     };
-    Ok(answer::json(StatusCode::OK, &DoneLine { kind: "done".into(), job, state }))
+    Ok(answer::json(StatusCode::OK, &DoneLine { kind: "done".into(), job: task, state }))
 }
 
 /// The reason in the body, `{"reason":"…"}`, or what stands for an empty body.
-async fn reason_of(request: Request<Incoming>, otherwise: &str) -> Result<String, Problem> {
+pub(super) async fn reason_of(
+    request: Request<Incoming>,
+    otherwise: &str,
+) -> Result<String, Problem> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Body {

@@ -1,4 +1,5 @@
-//! Where the broker listens: Unix sockets, claimed under a lock, and TCP.
+//! Where the broker listens: Unix sockets, claimed under a lock, TCP, and what a supervisor hands
+//! on.
 //!
 //! Speaks no HTTP. A Unix socket is guarded by its mode and by who the peer is; TCP by nothing
 //! yet, so other addresses than loopback are refused unless the operator insists.
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, lookup_host};
 
+use crate::runtime::activation::{Inherited, Socket};
 use crate::runtime::endpoint::{Address, Stream};
 use crate::runtime::rundir::{DirError, SocketClaim, claim_path};
 
@@ -28,6 +30,14 @@ pub enum ListenError {
         /// What the system said.
         source: io::Error,
     },
+    /// The event loop cannot take a socket that was handed over.
+    #[error("cannot use {what}, which was handed over")]
+    Inherited {
+        /// Which.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Whoever reaches this address could run anything here. Trying again cannot help.
     #[error("{address} can be reached from other machines, and nothing guards it")]
     Open {
@@ -41,6 +51,8 @@ pub enum ListenError {
 pub enum Listener {
     /// A Unix socket; removed when this is dropped.
     Unix(UnixListener, SocketClaim),
+    /// A Unix socket that a supervisor made and keeps, and its path.
+    Inherited(UnixListener, PathBuf),
     /// A TCP port.
     Tcp(TcpListener),
 }
@@ -80,11 +92,37 @@ impl Listener {
         TcpListener::bind(found.as_slice()).await.map(Self::Tcp).map_err(failed)
     }
 
+    /// Listens on a socket that was handed over. `insecure` lets other machines in.
+    ///
+    /// # Errors
+    /// [`ListenError::Open`]; [`ListenError::Inherited`] if the event loop cannot take it.
+    pub fn inherited(socket: Inherited, insecure: bool) -> Result<Self, ListenError> {
+        let Inherited { socket, what } = socket;
+        let failed = |source| ListenError::Inherited { what: what.clone(), source };
+        match socket {
+            Socket::Unix(listener, path) => {
+                listener.set_nonblocking(true).map_err(failed)?;
+                UnixListener::from_std(listener)
+                    .map(|listener| Self::Inherited(listener, path))
+                    .map_err(failed)
+            }
+            Socket::Tcp(listener, bound) => {
+                if !insecure && !bound.ip().is_loopback() {
+                    let (host, port) = (bound.ip().to_string(), bound.port());
+                    return Err(ListenError::Open { address: Address::Http { host, port } });
+                }
+                listener.set_nonblocking(true).map_err(failed)?;
+                TcpListener::from_std(listener).map(Self::Tcp).map_err(failed)
+            }
+        }
+    }
+
     /// The address as clients write it, with the port that was taken.
     #[must_use]
     pub fn address(&self) -> Address {
         match self {
             Self::Unix(_, claim) => Address::Unix(PathBuf::from(claim.path())),
+            Self::Inherited(_, path) => Address::Unix(path.clone()),
             Self::Tcp(listener) => match listener.local_addr() {
                 Ok(bound) => Address::Http { host: bound.ip().to_string(), port: bound.port() },
                 Err(_) => Address::Http { host: "localhost".into(), port: 0 },
@@ -98,7 +136,7 @@ impl Listener {
     /// The system refused: often for want of descriptors, so that trying again later helps.
     pub async fn accept(&self) -> io::Result<(Stream, Option<i32>)> {
         match self {
-            Self::Unix(listener, _) => {
+            Self::Unix(listener, _) | Self::Inherited(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
                 Ok((Stream::Unix(stream), peer))

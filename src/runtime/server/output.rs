@@ -15,9 +15,11 @@ use hyper::body::Incoming;
 use tokio::io::AsyncReadExt;
 
 use crate::proto::event::{self, JobRef, Reply};
-use crate::proto::id::{AttemptId, ExecutorId, JobId, SessionId};
+use crate::proto::id::{AttemptId, ExecutorId, SessionId, TaskId};
+use crate::proto::job::JobSpec;
 use crate::proto::limits;
 use crate::proto::message::StreamName;
+use crate::proto::ranges::Ranges;
 use crate::proto::result::Stream;
 use crate::proto::view::Ended;
 use crate::runtime::server::Context;
@@ -43,13 +45,23 @@ pub async fn output(context: Rc<Context>, job: JobRef, request: Request<Incoming
         return Err(Problem::new(409, "not-ended", what).hint("follow=1 sends what comes"));
     }
     let mail = context.hub.open();
-    let job = JobRef(view.job.to_string());
+    if !view.elements.is_empty() {
+        let what = format!("job {} is an array: its elements have output, each its own", view.job);
+        let hint = format!("name one, as in {}/{}", view.job, first_of(&view.spec));
+        return Err(Problem::new(409, "is-array", what).hint(hint));
+    }
+    let task = TaskId::new(view.job, view.element);
+    let job = JobRef(task.to_string());
     mail.ask(event::Request::Watch { job, attempts: true }).await?;
-    let id = view.job;
+    let id = task;
     Ok(answer::lines(move |sink| {
         let reach = Reach { attempt, from, wanted: from.map(|from| from.is_some()) };
         Relay { context, mail, sink, job: id, reach, following: None }.serve()
     }))
+}
+
+fn first_of(spec: &JobSpec) -> u64 {
+    spec.array.as_ref().and_then(Ranges::first).unwrap_or_default()
 }
 
 /// How far each stream was sent, and of which attempt.
@@ -99,7 +111,7 @@ struct Relay {
     context: Rc<Context>,
     mail: Mail,
     sink: Sink,
-    job: JobId,
+    job: TaskId,
     reach: Reach,
     following: Option<Following>,
 }

@@ -4,6 +4,7 @@
 //! fresh, and whatever the start wrote is durable; and whatever was answered is durable when the
 //! process ends.
 
+use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -14,19 +15,22 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::proto::broker::{Broker, BrokerConfig};
+use crate::proto::id::LogId;
 use crate::proto::limits;
 use crate::proto::rng::Rng;
+use crate::runtime::activation::{self, ActivationError, Inherited};
 use crate::runtime::blobs::{BLOBS_NAME, BlobError, Blobs};
 use crate::runtime::continuity::{self, ContinuityError, Doubt, Proof};
 use crate::runtime::drive::{Drive, StoreFailed};
 use crate::runtime::endpoint::Address;
+use crate::runtime::entropy;
+use crate::runtime::ready::Supervisor;
 use crate::runtime::rundir::{self, DirError, PRIVATE_MODE};
 use crate::runtime::server::hub::Hub;
 use crate::runtime::server::listen::{ListenError, Listener};
 use crate::runtime::server::{self, Context};
 use crate::runtime::signals::Stop;
 use crate::runtime::store::{Durability, Store, StoreError, Writer};
-use crate::runtime::{entropy, ready};
 use crate::wire::api::BrokerReadyLine;
 
 /// How a broker is to serve.
@@ -38,7 +42,7 @@ pub struct Settings {
     pub data: PathBuf,
     /// The run directory.
     pub run_dir: PathBuf,
-    /// Where to listen besides the default socket.
+    /// Where to listen besides the default socket, or besides what was handed over.
     pub listen: Vec<Address>,
     /// What a commit waits for.
     pub durability: Durability,
@@ -66,6 +70,9 @@ pub enum ServeError {
     /// with: one of the two is a copy. Nothing was served or written.
     #[error("a live broker writes the log of {0}: one of the two data directories is a copy")]
     Cloned(PathBuf),
+    /// What a supervisor handed over cannot be listened on. Nothing was served.
+    #[error(transparent)]
+    Inherited(#[from] ActivationError),
     /// An address cannot be listened on. Nothing was served.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -97,12 +104,14 @@ pub fn run(
     settings: &Settings,
     announce: impl FnOnce(&BrokerReadyLine) -> io::Result<()>,
 ) -> Result<(), ServeError> {
+    // Before any thread is started: the environment changes.
+    let inherited = activation::take()?;
     let runtime = Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(limits::DISK_THREADS_MAX)
         .build_local(LocalOptions::default())
         .map_err(system("cannot start the event loop"))?;
-    let done = runtime.block_on(serve(settings, announce));
+    let done = runtime.block_on(serve(settings, inherited, announce));
     // A reader of a slow disk must not hold up the end.
     runtime.shutdown_background();
     done
@@ -110,6 +119,7 @@ pub fn run(
 
 async fn serve(
     settings: &Settings,
+    inherited: Vec<Inherited>,
     announce: impl FnOnce(&BrokerReadyLine) -> io::Result<()>,
 ) -> Result<(), ServeError> {
     let mut stop = Stop::listen().map_err(system("cannot listen for signals"))?;
@@ -125,11 +135,7 @@ async fn serve(
     let mut drive = Drive::new(broker, Rc::clone(&hub), writer);
     drive.settle().await?;
 
-    let claim = rundir::claim_socket(&settings.run_dir, &log)?;
-    let mut listeners = vec![Listener::on_claim(claim)?];
-    for address in &settings.listen {
-        listeners.push(Listener::on(address, settings.insecure_plaintext).await?);
-    }
+    let listeners = listeners(settings, inherited, &log).await?;
     let listen: Vec<String> = listeners.iter().map(|one| one.address().to_string()).collect();
     let pid = std::process::id();
     let line = BrokerReadyLine { kind: "ready".into(), ready: true, log, pid, listen };
@@ -137,20 +143,23 @@ async fn serve(
         tokio::task::spawn_local(server::accept(Rc::clone(&context), listener));
     }
     announce(&line).map_err(ServeError::Announce)?;
-    ready::ready(&format!("{} on {}", line.log, line.listen.join(" ")));
+    let supervisor = Rc::new(RefCell::new(Supervisor::of_environment()));
+    supervisor.borrow_mut().ready(format!("{} on {}", line.log, line.listen.join(" ")));
 
     let (asked, hurried) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
     let signals = (Rc::clone(&asked), Rc::clone(&hurried));
+    let (told, draining) = (Rc::clone(&supervisor), Rc::clone(&hub));
     tokio::task::spawn_local(async move {
         let signal = stop.next().await;
         tracing::info!("signal {signal}: the broker stops");
-        ready::stopping();
+        told.borrow_mut().stopping();
+        draining.drain();
         signals.0.notify_one();
         stop.next().await;
         signals.1.notify_one();
     });
     let orderly = async {
-        let done = drive.run(asked.notified()).await;
+        let done = drive.run(asked.notified(), &supervisor).await;
         hub.stop();
         // What is durable was answered; the answers get a moment to leave. Who follows something
         // is cut off and looks for a broker again.
@@ -165,6 +174,28 @@ async fn serve(
     drop(drive);
     drop(data_lock);
     Ok(done?)
+}
+
+/// Where connections come in: what was handed over, or else the default socket; and what was asked
+/// for besides.
+async fn listeners(
+    settings: &Settings,
+    inherited: Vec<Inherited>,
+    log: &LogId,
+) -> Result<Vec<Listener>, ServeError> {
+    let insecure = settings.insecure_plaintext;
+    let mut listeners = vec![];
+    if inherited.is_empty() {
+        let claim = rundir::claim_socket(&settings.run_dir, log)?;
+        listeners.push(Listener::on_claim(claim)?);
+    }
+    for socket in inherited {
+        listeners.push(Listener::inherited(socket, insecure)?);
+    }
+    for address in &settings.listen {
+        listeners.push(Listener::on(address, insecure).await?);
+    }
+    Ok(listeners)
 }
 
 /// Opens the store and brings the core to where it was.

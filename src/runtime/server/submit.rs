@@ -6,7 +6,7 @@
 //! order in which they become true. At most [`limits::UNFINISHED_PER_CLIENT_MAX`] lines of one
 //! request are unfinished; then no more are read until some are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::header::{HeaderValue, LOCATION};
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use crate::proto::event::{self, Reply, Submission};
 use crate::proto::id::JobId;
@@ -23,7 +24,7 @@ use crate::proto::limits;
 use crate::runtime::server::Context;
 use crate::runtime::server::answer::{self, Handled, JSON, Query};
 use crate::runtime::server::body::{Cut, Sink};
-use crate::runtime::server::hub::{Answer, Mail};
+use crate::runtime::server::hub::{Answer, Mail, Stopping};
 use crate::wire::api::{NDJSON, ResultLine, SubmitLine, SubmittedLine};
 use crate::wire::lines::Lines;
 use crate::wire::problem::Problem;
@@ -35,7 +36,9 @@ pub async fn submit(context: Rc<Context>, request: Request<Incoming>) -> Handled
     match kind.as_str() {
         NDJSON | "application/jsonl" | "application/x-jsonlines" => Ok(answer::lines(|sink| {
             let mail = context.hub.open();
-            Stream { context, mail, sink, watch, waited: HashMap::new(), unfinished: 0 }
+            let (waited, arrays, told) = (HashMap::new(), HashMap::new(), Told::default());
+            let handed_in = VecDeque::new();
+            Stream { context, mail, sink, watch, waited, arrays, told, handed_in, unfinished: 0 }
                 .serve(request.into_body())
         })),
         JSON => submit_one(&context, request.into_body(), watch).await,
@@ -50,11 +53,19 @@ async fn submit_one(context: &Context, body: Incoming, watch: bool) -> Handled {
         .map_err(|_| Problem::new(400, "bad-encoding", "the body is not UTF-8"))?;
     let submissions = vec![read_line(text)?];
     let mail = context.hub.open();
+    let began = Instant::now();
     mail.ask_sized(event::Request::Submit { submissions, watch }, text.len()).await?;
     loop {
-        match mail.next().await? {
-            Answer::Reply(Reply::Submitted { index, job, known }) if !watch => {
-                let line = SubmittedLine { kind: "submitted".into(), job, index, known };
+        let answer = mail.next().await?;
+        if matches!(answer, Answer::Reply(Reply::Submitted { .. })) {
+            context.hub.tally.submit_ack.observe_time(began.elapsed());
+        }
+        match answer {
+            Answer::Reply(Reply::Submitted { index, job, known, elements })
+                if !watch || elements.is_some() =>
+            {
+                let kind = "submitted".into();
+                let line = SubmittedLine { kind, job, index, known, elements };
                 let mut response = answer::json(StatusCode::CREATED, &line);
                 if let Ok(place) = HeaderValue::try_from(format!("/v1/jobs/{job}")) {
                     response.headers_mut().insert(LOCATION, place);
@@ -103,6 +114,25 @@ fn index_of(text: &str) -> Option<u64> {
     serde_json::from_str::<Indexed>(text).ok().map(|line| line.index)
 }
 
+/// The ends of an array's elements that were taken from the core and not yet answered for.
+#[derive(Debug, Default)]
+pub struct Told(usize);
+
+impl Told {
+    /// One more was passed on; now and then the core is told that there is room again.
+    ///
+    /// # Errors
+    /// The broker is stopping.
+    pub async fn took(&mut self, mail: &Mail) -> Result<(), Stopping> {
+        self.0 += 1;
+        if self.0 >= limits::ELEMENTS_TOLD_MAX / 2 {
+            let count = std::mem::take(&mut self.0);
+            mail.ask(event::Request::Taken { count }).await?;
+        }
+        Ok(())
+    }
+}
+
 /// One request that streams jobs in and answers out.
 struct Stream {
     context: Rc<Context>,
@@ -111,6 +141,11 @@ struct Stream {
     watch: bool,
     /// For each job whose end is waited for the client's numbers for it.
     waited: HashMap<JobId, Vec<u64>>,
+    /// For each array whose ends are waited for how many are left.
+    arrays: HashMap<JobId, u64>,
+    told: Told,
+    /// How many lines were handed in together, and when; they are answered in that order.
+    handed_in: VecDeque<(usize, Instant)>,
     /// Lines that were handed to the core and are not finished.
     unfinished: usize,
 }
@@ -167,7 +202,7 @@ impl Stream {
             };
             match read {
                 Ok(submission) => submissions.push(submission),
-                Err(problem) => self.sink.line(&problem),
+                Err(problem) => self.tell_problem(&problem),
             }
             if submissions.len() >= limits::SUBMISSIONS_PER_INPUT_MAX {
                 self.hand_in(std::mem::take(&mut submissions), std::mem::take(&mut bytes)).await?;
@@ -178,24 +213,60 @@ impl Stream {
 
     async fn hand_in(&mut self, submissions: Vec<Submission>, bytes: usize) -> Result<(), Cut> {
         self.unfinished += submissions.len();
+        self.handed_in.push_back((submissions.len(), Instant::now()));
         let watch = self.watch;
         Ok(self.mail.ask_sized(event::Request::Submit { submissions, watch }, bytes).await?)
     }
 
+    fn tell_problem(&self, problem: &Problem) {
+        self.context.hub.tally.problem(problem.code.clone());
+        self.sink.line(problem);
+    }
+
+    /// The next line that was handed in is answered; says when it was handed in.
+    fn answered(&mut self) -> Option<Instant> {
+        let (left, at) = self.handed_in.front_mut()?;
+        let at = *at;
+        *left -= 1;
+        if *left == 0 {
+            self.handed_in.pop_front();
+        }
+        Some(at)
+    }
+
     async fn take_answer(&mut self, answer: Answer) -> Result<(), Cut> {
         match answer {
-            Answer::Reply(Reply::Submitted { index, job, known }) => {
-                let line = SubmittedLine { kind: "submitted".into(), job, index, known };
-                self.sink.line(&line);
-                if self.watch {
-                    self.waited.entry(job).or_default().push(index);
-                } else {
-                    self.unfinished -= 1;
+            Answer::Reply(Reply::Submitted { index, job, known, elements }) => {
+                if let Some(at) = self.answered() {
+                    self.context.hub.tally.submit_ack.observe_time(at.elapsed());
+                }
+                let kind = "submitted".into();
+                self.sink.line(&SubmittedLine { kind, job, index, known, elements });
+                match elements {
+                    _ if !self.watch => self.unfinished -= 1,
+                    // Lines that name the same array are finished by the ends told to the first.
+                    Some(_) if self.arrays.contains_key(&job) => self.unfinished -= 1,
+                    Some(elements) => drop(self.arrays.insert(job, elements)),
+                    None => self.waited.entry(job).or_default().push(index),
                 }
             }
             Answer::Reply(Reply::Refused { index, refusal }) => {
-                self.sink.line(&Problem::of_refusal(&refusal, index));
+                self.answered();
+                self.tell_problem(&Problem::of_refusal(&refusal, index));
                 self.unfinished -= 1;
+            }
+            Answer::Reply(Reply::Ended(mut ended)) if ended.element.is_some() => {
+                self.context.complete(&mut ended).await.map_err(|p| Cut(p.detail))?;
+                self.sink.line(&ResultLine::new(&ended, None));
+                if let Some(left) = self.arrays.get_mut(&ended.job) {
+                    *left = left.saturating_sub(1);
+                    if *left == 0 {
+                        self.arrays.remove(&ended.job);
+                        self.unfinished -= 1;
+                    }
+                }
+                self.sink.room().await;
+                self.told.took(&self.mail).await?;
             }
             Answer::Reply(Reply::Ended(mut ended)) => {
                 // Lines that named the same job twice are finished by its one end.

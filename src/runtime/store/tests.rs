@@ -48,7 +48,7 @@ impl Life {
         let birth = job.map(|_| dot.clone());
         let generation = u32::from(job.is_some());
         let at = WallTime(0).to_string();
-        self.seal_as(Fact { dot, clock, job, birth, generation, at, body })
+        self.seal_as(Fact { dot, clock, job, birth, generation, elements: None, at, body })
     }
 
     pub(super) fn seal_as(&mut self, fact: Fact) -> SealedFact {
@@ -66,7 +66,7 @@ impl Life {
     /// A job is taken and at once cancelled.
     pub(super) fn job(&mut self, job: JobId) -> Batch {
         let spec = Arc::new(JobSpec::command(vec!["true".into()]));
-        let submitted = Submitted { spec, retention_ms: 1 };
+        let submitted = Submitted { spec, retention_ms: 1, began_us: None };
         let submitted = self.seal(Some(job), Body::Submitted(submitted));
         let birth = Some(submitted.fact.dot.clone());
         let reason = Reason { reason: "a test".into() };

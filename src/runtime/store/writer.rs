@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use rusqlite::Connection;
 use tokio::sync::watch;
 
+use super::meter::CommitMeter;
 use super::reader::count_books;
 use super::space::{Disk, Space};
 use super::{Store, StoreError, StoredBooks, rows, schema};
@@ -26,6 +27,7 @@ use crate::proto::limits;
 use crate::proto::log::{Head, LogError};
 use crate::proto::view::JobRow;
 use crate::runtime::continuity::Continuity;
+use crate::runtime::entropy;
 
 /// What is called when something is done or has failed; it must not wait for anything.
 pub type Done<T> = Box<dyn FnOnce(Result<T, Arc<StoreError>>) + Send>;
@@ -40,6 +42,7 @@ pub struct Writer {
     orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
     disk: watch::Receiver<Disk>,
+    meter: Arc<CommitMeter>,
 }
 
 impl fmt::Debug for Writer {
@@ -57,6 +60,7 @@ impl Writer {
         connection.set_prepared_statement_cache_capacity(32);
         let space = Space::of(path.parent().unwrap_or(Path::new(".")));
         let disk = space.watch();
+        let meter = Arc::new(CommitMeter::default());
         let at_work = Work {
             path,
             connection,
@@ -69,18 +73,25 @@ impl Writer {
             backlog: VecDeque::new(),
             failure: None,
             counting: Arc::default(),
+            meter: Arc::clone(&meter),
         };
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || at_work.run(&queue))
             .map_err(|_| StoreError::Closed)?;
-        Ok(Self { orders: Some(orders), thread: Some(thread), disk })
+        Ok(Self { orders: Some(orders), thread: Some(thread), disk, meter })
     }
 
     /// How the store's disk is, as it changes.
     #[must_use]
     pub fn disk(&self) -> watch::Receiver<Disk> {
         self.disk.clone()
+    }
+
+    /// How its commits go.
+    #[must_use]
+    pub fn meter(&self) -> Arc<CommitMeter> {
+        Arc::clone(&self.meter)
     }
 
     /// Makes a batch durable after all that were handed in before, then calls `done` from the
@@ -162,6 +173,7 @@ struct Work {
     backlog: VecDeque<Order>,
     failure: Option<Arc<StoreError>>,
     counting: Arc<AtomicUsize>,
+    meter: Arc<CommitMeter>,
 }
 
 impl Work {
@@ -183,7 +195,7 @@ impl Work {
                     Order::Books(done) => books = Some(done),
                 }
             }
-            let committed = self.commit(&batches, queue);
+            let committed = self.measured(&batches, facts, queue);
             for done in waiting {
                 done(committed.clone());
             }
@@ -207,6 +219,24 @@ impl Work {
             }
         }
         queue.recv().ok()
+    }
+
+    /// As [`Work::commit`], counted where it wrote something.
+    fn measured(
+        &mut self,
+        batches: &[Batch],
+        facts: usize,
+        queue: &Receiver<Order>,
+    ) -> Result<(), Arc<StoreError>> {
+        if batches.is_empty() {
+            return self.commit(batches, queue);
+        }
+        self.meter.began(entropy::now().mono);
+        let committed = self.commit(batches, queue);
+        if committed.is_ok() {
+            self.meter.ended(entropy::now().mono, facts, batches.len());
+        }
+        committed
     }
 
     /// Makes batches durable, all or none; waits for room where there is none.
@@ -275,7 +305,7 @@ impl Work {
         let inserted = self.insert_facts(batches).and_then(|()| {
             let rows = batches.iter().flat_map(|batch| &batch.rows);
             let last: BTreeMap<JobId, &JobRow> = rows.map(|row| (row.job, row)).collect();
-            last.into_values().try_for_each(|row| self.upsert(row)).map_err(failed)
+            self.upsert(last.into_values()).map_err(failed)
         });
         let committed = inserted.and_then(|()| self.run_cached("COMMIT").map_err(failed));
         if committed.is_err() {
@@ -288,25 +318,26 @@ impl Work {
     }
 
     fn insert_facts(&mut self, batches: &[Batch]) -> Result<(), StoreError> {
-        let path = self.path.clone();
+        let Self { path, connection, logs, own, own_head, .. } = self;
         let failed = |source| StoreError::Write { path: path.clone(), source };
         let insert = "INSERT INTO facts (log, seq, chain, line) VALUES (?1, ?2, ?3, ?4)";
+        let mut insert = connection.prepare_cached(insert).map_err(failed)?;
         for sealed in batches.iter().flat_map(|batch| &batch.facts) {
             let dot = &sealed.fact.dot;
-            let row = self.log_row(&dot.log).map_err(failed)?;
+            let row = log_row(connection, logs, &dot.log).map_err(failed)?;
             if dot.seq != row.seq + 1 {
                 let source = LogError::Gap { dot: dot.clone(), held: row.seq };
-                return Err(StoreError::Order { path, source });
+                return Err(StoreError::Order { path: path.clone(), source });
             }
             let values = (row.id, sql_seq(dot.seq), &sealed.chain.0, &*sealed.line);
-            let mut statement = self.connection.prepare_cached(insert).map_err(failed)?;
-            statement.execute(values).map_err(failed)?;
-            drop(statement);
-            self.logs.insert(dot.log.clone(), LogRow { seq: dot.seq, ..row });
-            if dot.log == *self.own.log() {
-                self.own_head = Some(Head { seq: dot.seq, chain: sealed.chain });
+            insert.execute(values).map_err(failed)?;
+            row.seq = dot.seq;
+            if dot.log == *own.log() {
+                *own_head = Some(Head { seq: dot.seq, chain: sealed.chain });
             }
         }
+        drop(insert);
+        let failed = |source| StoreError::Write { path: self.path.clone(), source };
         if self.own_head.is_some() && !self.is_own_noted {
             let note = "INSERT OR REPLACE INTO meta (key, value) VALUES ('own_log', ?1)";
             let noted = self.connection.execute(note, [self.own.log().as_str()]);
@@ -316,31 +347,24 @@ impl Work {
         Ok(())
     }
 
-    fn upsert(&mut self, row: &JobRow) -> rusqlite::Result<()> {
+    fn upsert<'a>(&mut self, rows: impl Iterator<Item = &'a JobRow>) -> rusqlite::Result<()> {
         let upsert = "INSERT OR REPLACE INTO jobs \
              (job, birth_log, birth_seq, generation, state, digest) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-        let birth = match &row.birth {
-            Some(dot) => Some((self.log_row(&dot.log)?.id, sql_seq(dot.seq))),
-            None => None,
-        };
-        let (birth_log, birth_seq) = birth.unzip();
-        let state = row.state.map(|state| state.word());
-        let digest = row.digest.map(|digest| digest.0);
-        let job = row.job.0.as_bytes();
-        let values = (job, birth_log, birth_seq, row.generation, state, digest);
-        self.connection.prepare_cached(upsert)?.execute(values).map(|_| ())
-    }
-
-    /// The store's row of a log; made where there is none yet.
-    fn log_row(&mut self, log: &LogId) -> rusqlite::Result<LogRow> {
-        if let Some(row) = self.logs.get(log) {
-            return Ok(*row);
+        let Self { connection, logs, .. } = self;
+        let mut upsert = connection.prepare_cached(upsert)?;
+        for row in rows {
+            let birth = match &row.birth {
+                Some(dot) => Some((log_row(connection, logs, &dot.log)?.id, sql_seq(dot.seq))),
+                None => None,
+            };
+            let (birth_log, birth_seq) = birth.unzip();
+            let state = row.state.map(|state| state.word());
+            let digest = row.digest.as_ref().map(|digest| &digest.0);
+            let job = row.job.0.as_bytes();
+            upsert.execute((job, birth_log, birth_seq, row.generation, state, digest))?;
         }
-        self.connection.execute("INSERT INTO logs (name) VALUES (?1)", [log.as_str()])?;
-        let row = LogRow { id: self.connection.last_insert_rowid(), seq: 0 };
-        self.logs.insert(log.clone(), row);
-        Ok(row)
+        Ok(())
     }
 
     fn run_cached(&self, statement: &str) -> rusqlite::Result<()> {
@@ -379,6 +403,20 @@ impl Work {
             self.counting.fetch_sub(1, Ordering::Relaxed);
         }
     }
+}
+
+/// The store's row of a log; made where there is none yet.
+fn log_row<'a>(
+    connection: &Connection,
+    logs: &'a mut BTreeMap<LogId, LogRow>,
+    log: &LogId,
+) -> rusqlite::Result<&'a mut LogRow> {
+    if !logs.contains_key(log) {
+        connection.execute("INSERT INTO logs (name) VALUES (?1)", [log.as_str()])?;
+        let row = LogRow { id: connection.last_insert_rowid(), seq: 0 };
+        logs.insert(log.clone(), row);
+    }
+    Ok(logs.get_mut(log).expect("it is there or was just put there"))
 }
 
 /// Counters are below 2^53 wherever they come from.

@@ -219,7 +219,7 @@ impl Builder<'_> {
                 hue,
                 causes: vec![mark],
             });
-            self.runs.insert(AttemptId(fact.dot.clone()), run);
+            self.runs.insert(AttemptId::from(fact.dot.clone()), run);
         }
     }
 

@@ -16,12 +16,15 @@ use super::super::link::Link;
 /// A job whose files are wanted.
 struct Wanted {
     index: u64,
+    below: String,
     text: String,
     ended: Box<ResultLine>,
 }
 
 /// A job whose files are here, or cannot be had.
 pub struct Fetched {
+    /// The number of its line.
+    pub index: u64,
     /// Its result line.
     pub text: String,
     /// Why they are not here.
@@ -41,11 +44,10 @@ impl Fetcher {
         let (wanted, mut jobs) = mpsc::channel::<Wanted>(limits::FETCHES_WAITING_MAX);
         let (done, fetched) = mpsc::channel(limits::FETCHES_WAITING_MAX);
         tokio::spawn(async move {
-            while let Some(Wanted { index, text, ended }) = jobs.recv().await {
-                let below = index.to_string();
+            while let Some(Wanted { index, below, text, ended }) = jobs.recv().await {
                 let all = out.fetch(ended.job, Some(&below), &ended.outputs, &mut link).await;
                 let failure = all.err();
-                if done.send(Fetched { text, failure }).await.is_err() {
+                if done.send(Fetched { index, text, failure }).await.is_err() {
                     return;
                 }
             }
@@ -58,16 +60,22 @@ impl Fetcher {
         self.waiting
     }
 
-    /// Takes a result line; gives it back at once where there is nothing to fetch.
+    /// Takes the result line of a job whose files go `below` this; gives it back at once where
+    /// there is nothing to fetch.
     ///
     /// # Errors
     /// The line is no result.
-    pub fn take(&mut self, index: u64, text: String) -> Result<Option<String>, Failure> {
+    pub fn take(
+        &mut self,
+        index: u64,
+        below: String,
+        text: String,
+    ) -> Result<Option<String>, Failure> {
         let ended: Box<ResultLine> = line::read(&text)?;
         if ended.outputs.is_empty() {
             return Ok(Some(text));
         }
-        let wanted = Wanted { index, text, ended };
+        let wanted = Wanted { index, below, text, ended };
         match self.wanted.try_send(wanted) {
             Ok(()) => {
                 self.waiting += 1;
