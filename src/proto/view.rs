@@ -15,6 +15,7 @@ use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, Incarnation, JobId, L
 use crate::proto::job::JobSpec;
 use crate::proto::precedence::Precedence;
 use crate::proto::ranges::Ranges;
+use crate::proto::text::Text;
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -110,6 +111,8 @@ pub struct Ended {
     pub job: JobId,
     /// The element, where the job is an array.
     pub element: Option<u64>,
+    /// What the element stands for, where the array has items.
+    pub item: Option<Text>,
     /// `Parked` or a state for which [`JobState::is_ended`] holds.
     pub state: JobState,
     /// The generation.

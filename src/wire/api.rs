@@ -10,6 +10,8 @@ mod ready;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::proto::capability::Needs;
@@ -179,12 +181,17 @@ impl ResultLine {
     /// The line of an outcome. `ended.result` must have its inline outputs in memory.
     #[must_use]
     pub fn new(ended: &Ended, index: Option<u64>) -> Self {
+        let (item, item_encoding) = match ended.item.as_ref().map(|item| (item, item.as_utf8())) {
+            Some((_, Some(text))) => (Some(text.to_owned()), None),
+            Some((item, None)) => (Some(STANDARD.encode(item.bytes())), Some("base64".into())),
+            None => (None, None),
+        };
         let mut line = Self {
             kind: "result".into(),
             job: TaskId::new(ended.job, ended.element),
             index: index.or(ended.element),
-            item: None,
-            item_encoding: None,
+            item,
+            item_encoding,
             state: ended.state,
             generation: ended.generation,
             exit: None,

@@ -157,12 +157,13 @@ fn detach_prints_ids_that_wait_takes_from_stdin() {
     let ids = each.assert().success().get_output().stdout.clone();
     assert_eq!(ids.iter().filter(|byte| **byte == b'\n').count(), 3);
     let waited = env.submit().args(["wait", "-"]).write_stdin(ids).assert().success();
-    let mut outputs: Vec<_> = parsed(&waited.get_output().stdout)
+    let lines = parsed(&waited.get_output().stdout);
+    let mut outputs: Vec<_> = lines
         .iter()
-        .map(|line| line["stdout"].as_str().expect("text").to_owned())
+        .map(|line| (line["item"].as_str().expect("text"), line["stdout"].as_str().expect("text")))
         .collect();
-    outputs.sort();
-    assert_eq!(outputs, ["a\n", "b\n", "c\n"]);
+    outputs.sort_unstable();
+    assert_eq!(outputs, [("a", "a\n"), ("b", "b\n"), ("c", "c\n")]);
 }
 
 #[test]

@@ -229,6 +229,7 @@ fn line(finished: &Finished) -> Result<ResultLine, Failure> {
     let ended = Ended {
         job: finished.job,
         element: None,
+        item: None,
         state,
         generation: 1,
         result: Some((finished.attempt.dot.clone(), Arc::new(reported))),

@@ -176,9 +176,12 @@ impl Broker {
         let end = facts.end(generation).map(|(_, fact)| fact);
         let why = end.or_else(|| facts.parked(generation));
         let why = why.filter(|_| result.is_none() && !whole);
+        let submitted = facts.submitted().or_else(|| job.facts.submitted());
+        let item = task.element.and_then(|element| submitted?.1.spec.item(element).cloned());
         Some(Ended {
             job: task.job,
             element: task.element,
+            item,
             state,
             generation,
             result,

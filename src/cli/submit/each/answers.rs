@@ -90,7 +90,9 @@ impl Filter<'_> {
         let Some(line) = self.finish(index) else { return Ok(()) };
         self.failed |= !well;
         self.progress.ended(well);
-        self.take_result(index, index.to_string(), with_item(text, line.item.as_ref()))
+        // The broker knows the items of arrays.
+        let item = line.item.as_ref().filter(|_| task.element.is_none());
+        self.take_result(index, index.to_string(), with_item(text, item))
     }
 
     /// Prints a result, once its files are here.
