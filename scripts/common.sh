@@ -40,7 +40,10 @@ gone() {
     ! kill -0 "$1" 2>/dev/null || grep -q '^State:[[:space:]]*[ZX]' "/proc/$1/status" 2>/dev/null
 }
 
-lines() { wc -l <"$1" | tr -d ' '; }
+# lines FILE: how many lines it has; none where it is absent.
+lines() {
+    if [ -e "$1" ]; then wc -l <"$1" | tr -d ' '; else echo 0; fi
+}
 
 # has_lines FILE COUNT: whether the file has at least so many lines.
 has_lines() { [ "$(lines "$1")" -ge "$2" ]; }
@@ -105,6 +108,7 @@ clean_up() {
     trap - EXIT
     for pid in $pids; do
         gone "$pid" || kill -s TERM "$pid" 2>/dev/null || :
+        gone "$pid" || kill -s CONT "$pid" 2>/dev/null || :
     done
     limit=$(($(now_cs) + 500))
     for pid in $pids; do
@@ -125,32 +129,41 @@ is_ready() {
 
 # start_broker ready|unready [FLAG…]: sets $broker, and waits for its ready line unless `unready`.
 start_broker() {
-    awaited=$1
-    shift
-    : >"$dir/broker.out"
-    "$bin/ucp-broker" serve --name demo --data "$dir/broker" --run-dir "$dir/run" "$@" \
-        >"$dir/broker.out" 2>>"$dir/broker.err" 3>&- </dev/null &
+    start_broker_at broker run "$@"
+}
+
+# start_broker_at DATA RUN ready|unready [FLAG…]: the same with other directories in $dir.
+start_broker_at() {
+    place=$1 runs=$2 awaited=$3
+    shift 3
+    : >"$dir/$place.out"
+    "$bin/ucp-broker" serve --name demo --data "$dir/$place" --run-dir "$dir/$runs" "$@" \
+        >"$dir/$place.out" 2>>"$dir/$place.err" 3>&- </dev/null &
     broker=$!
     pids="$pids $broker"
-    [ "$awaited" = unready ] || wait_until 20 "the broker" is_ready "$broker" "$dir/broker.out"
+    [ "$awaited" = unready ] || wait_until 20 "the broker" is_ready "$broker" "$dir/$place.out"
 }
 
-# start_executor NAME SLOTS: sets $executor to its pid, once it is registered. Its jobs may write
-# their side files into $dir.
+# start_executor NAME SLOTS [FLAG…]: sets $executor to its pid, once it is registered. Its jobs may
+# write their side files into $dir.
 start_executor() {
-    : >"$dir/$1.out"
-    "$bin/ucp-exec" serve --name "$1" --slots "$2" --data "$dir/$1" --allow-write "$dir" \
-        >"$dir/$1.out" 2>>"$dir/$1.err" 3>&- </dev/null &
+    name=$1 slots_of=$2
+    shift 2
+    : >"$dir/$name.out"
+    "$bin/ucp-exec" serve --name "$name" --slots "$slots_of" --data "$dir/$name" \
+        --allow-write "$dir" "$@" >"$dir/$name.out" 2>>"$dir/$name.err" 3>&- </dev/null &
     executor=$!
     pids="$pids $executor"
-    wait_until 20 "executor $1" is_ready "$executor" "$dir/$1.out"
+    wait_until 20 "executor $name" is_ready "$executor" "$dir/$name.out"
 }
 
-# crash PID: kill -9, and wait until it is gone.
+# crash PID…: kill -9 of all at once, and wait until they are gone.
 crash() {
-    kill -s KILL "$1"
-    wait "$1" 2>/dev/null || :
-    forget "$1"
+    kill -s KILL "$@"
+    for dead in "$@"; do
+        wait "$dead" 2>/dev/null || :
+        forget "$dead"
+    done
 }
 
 # stop PID: ask it to end, and wait until it has.

@@ -3,6 +3,8 @@
 
 mod common;
 
+#[path = "exec/checkpoints.rs"]
+mod checkpoints;
 #[path = "exec/ending.rs"]
 mod ending;
 #[path = "exec/files.rs"]
@@ -11,6 +13,8 @@ mod files;
 mod garbage;
 #[path = "exec/isolation.rs"]
 mod isolation;
+#[path = "exec/leases.rs"]
+mod leases;
 #[path = "exec/output.rs"]
 mod output;
 #[path = "exec/processes.rs"]

@@ -20,6 +20,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ucp::proto::isolation::{Isolation, Mechanism};
 use ucp::proto::text::Text;
+use ucp::proto::time::Monotonic;
+use ucp::runtime::entropy;
 use ucp::runtime::isolation::{Level, Plan};
 use ucp::runtime::spawner::{self, Ending, Link, Program, Room, Started, Step};
 
@@ -31,6 +33,13 @@ struct Bench {
     full: Link,
     isolation: Isolation,
     place: tempfile::TempDir,
+}
+
+/// How far a job may go.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bounds {
+    memory: Option<u64>,
+    lease: Option<Monotonic>,
 }
 
 type Check = for<'a> fn(&'a Bench) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -66,7 +75,7 @@ fn main() {
 }
 
 async fn check_all(bench: &Bench) {
-    let checks: [(&str, Check); 17] = [
+    let checks: [(&str, Check); 20] = [
         ("output and exit status", |bench| Box::pin(output(&bench.bare))),
         ("what cannot be started", |bench| Box::pin(failures(&bench.bare))),
         ("a clean start", |bench| Box::pin(clean_start(bench))),
@@ -84,6 +93,9 @@ async fn check_all(bench: &Bench) {
         ("a polite signal to all of a job", |bench| Box::pin(terminate_all(bench))),
         ("memory is bounded", |bench| Box::pin(memory(bench))),
         ("a fork bomb is bounded", |bench| Box::pin(fork_bomb(bench))),
+        ("the end of a lease", |bench| Box::pin(lease_ends(bench))),
+        ("a lease that is put off", |bench| Box::pin(lease_put_off(&bench.bare))),
+        ("a lease that is over before the start", |bench| Box::pin(lease_over(&bench.bare))),
     ];
     for (name, check) in checks {
         println!("spawner: {name}");
@@ -103,9 +115,13 @@ impl Bench {
     }
 
     fn start(&self, number: u32, argv: &[&str], memory: Option<u64>) -> (Started, File) {
+        self.start_leased(number, argv, Bounds { memory, lease: None })
+    }
+
+    fn start_leased(&self, number: u32, argv: &[&str], bounds: Bounds) -> (Started, File) {
         let directory = self.room(number);
         let room = Room { number, directory: &directory };
-        start_in(&self.full, argv, &[], Some(room), memory)
+        start_in(&self.full, argv, &[], Some(room), bounds)
     }
 
     /// Runs a shell script in a room.
@@ -120,7 +136,7 @@ impl Bench {
 }
 
 fn start(link: &Link, argv: &[&str], env: &[(&str, &[u8])]) -> (Started, File) {
-    start_in(link, argv, env, None, None)
+    start_in(link, argv, env, None, Bounds::default())
 }
 
 fn start_in(
@@ -128,13 +144,14 @@ fn start_in(
     argv: &[&str],
     env: &[(&str, &[u8])],
     room: Option<Room<'_>>,
-    memory: Option<u64>,
+    bounds: Bounds,
 ) -> (Started, File) {
+    let Bounds { memory, lease } = bounds;
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let argv: Vec<Text> = argv.iter().map(|text| (*text).into()).collect();
     let attempt = format!("test-{}.1", reader_number(&reader));
     let cwd = room.map_or(Path::new("/"), |room| room.directory);
-    let program = Program { argv: &argv, env, cwd, attempt: &attempt, room, memory };
+    let program = Program { argv: &argv, env, cwd, attempt: &attempt, room, memory, lease };
     let stdout = OwnedFd::from(writer);
     let stderr = stdout.try_clone().expect("a descriptor");
     (link.spawn(&program, stdout, stderr, None), File::from(OwnedFd::from(reader)))
@@ -315,7 +332,7 @@ async fn room_again(bench: &Bench) {
         assert!(status(ending).success(), "{text}");
     }
     let lost = Room { number: 3, directory: Path::new("/no/such/directory") };
-    let (started, _reader) = start_in(&bench.full, &["true"], &[], Some(lost), None);
+    let (started, _reader) = start_in(&bench.full, &["true"], &[], Some(lost), Bounds::default());
     assert!(matches!(ended(started).await, Ending::Failed { errno: nix::libc::ENOENT, .. }));
 }
 
@@ -408,6 +425,59 @@ async fn fork_bomb(bench: &Bench) {
     assert!(!status(ending).success(), "20,000 processes are too many");
 }
 
+fn ahead(span: Duration) -> Bounds {
+    Bounds { lease: Some(entropy::now().mono.after(span)), memory: None }
+}
+
+fn lapsed(ending: Ending) -> bool {
+    matches!(ending, Ending::Exited { lapsed: true, .. }) && status(ending).signal() == Some(9)
+}
+
+async fn lease_ends(bench: &Bench) {
+    // One that hears no polite signal, with a daemon; and nobody says that they are to end.
+    let stubborn = ["sh", "-c", "trap '' TERM; setsid sleep 1000 & sleep 1000; sleep 1000"];
+    for apart in [true, false] {
+        let bounds = ahead(Duration::from_millis(300));
+        let (started, reader) = match apart {
+            true => bench.start_leased(1, &stubborn, bounds),
+            false => start_in(&bench.bare, &stubborn, &[], None, bounds),
+        };
+        let ending = ended(started).await;
+        assert!(lapsed(ending), "{ending:?}");
+        assert!(bounds.lease.is_some_and(|until| until <= entropy::now().mono), "not before");
+        assert_eq!(rest(reader), "", "nothing of it holds the pipe");
+    }
+    // Its end by itself comes first.
+    let (started, _reader) = bench.start_leased(1, &["sh", "-c", "exit 3"], ahead(PATIENCE));
+    let ending = ended(started).await;
+    assert!(matches!(ending, Ending::Exited { lapsed: false, .. }), "{ending:?}");
+}
+
+async fn lease_put_off(link: &Link) {
+    let bounds = ahead(Duration::from_millis(300));
+    let (lives, _reader) = start_in(link, &["sleep", "1000"], &[], None, bounds);
+    let (ends, _other_reader) = start_in(link, &["sleep", "1000"], &[], None, bounds);
+    link.renew(lives.job, entropy::now().mono.after(PATIENCE));
+    assert!(lapsed(ended(ends).await));
+    // That moment has passed: the one that was put off hears what it is told.
+    link.kill(lives.job, nix::libc::SIGTERM);
+    let ending = ended(lives).await;
+    assert_eq!(status(ending).signal(), Some(15));
+    assert!(matches!(ending, Ending::Exited { lapsed: false, .. }), "{ending:?}");
+    // Put off to an earlier moment it ends then.
+    let (shorter, _reader) = start_in(link, &["sleep", "1000"], &[], None, ahead(PATIENCE));
+    link.renew(shorter.job, entropy::now().mono);
+    assert!(lapsed(ended(shorter).await));
+}
+
+async fn lease_over(link: &Link) {
+    let script = ["sh", "-c", "echo ran"];
+    let (started, reader) = start_in(link, &script, &[], None, ahead(Duration::ZERO));
+    let ending = ended(started).await;
+    let expected = Ending::Failed { step: Step::Lease, errno: nix::libc::ETIME };
+    assert_eq!((ending, rest(reader).as_str()), (expected, ""));
+}
+
 async fn many(link: &Link) {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
         kill(link.pid(), signal).expect("a living spawner");
@@ -442,7 +512,8 @@ async fn rate(bench: &Bench) {
                     for _ in 0..COUNT / width {
                         let directory = bench.room(first);
                         let room = Room { number: first, directory: &directory };
-                        let (started, _reader) = start_in(link, &["true"], &[], Some(room), None);
+                        let bounds = Bounds::default();
+                        let (started, _reader) = start_in(link, &["true"], &[], Some(room), bounds);
                         assert!(status(ended(started).await).success());
                     }
                 };

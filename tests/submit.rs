@@ -28,6 +28,8 @@ mod submit_deadline;
 mod submit_each;
 #[path = "cli/submit_each_faults.rs"]
 mod submit_each_faults;
+#[path = "cli/submit_overlap.rs"]
+mod submit_overlap;
 #[path = "cli/submit_progress.rs"]
 mod submit_progress;
 #[path = "cli/submit_silent.rs"]

@@ -103,6 +103,10 @@ struct Serve {
     /// How long jobs that run may take to end when a signal asks for the end
     #[arg(long, value_name = "D", default_value_t = limits::DRAIN_TIMEOUT.into())]
     drain_timeout: Span,
+    /// How often to keep the state that jobs leave in `UCP_JOB_CHECKPOINT_DIR`, where it changed
+    #[arg(long, value_name = "D", default_value_t = limits::CHECKPOINT_INTERVAL.into())]
+    #[arg(value_parser = checkpoint_interval)]
+    checkpoint_interval: Span,
 }
 
 /// How far native jobs are kept apart.
@@ -188,6 +192,7 @@ fn settings(flags: Serve) -> Result<Settings, Failure> {
         capability,
         heartbeat: flags.heartbeat.duration(),
         drain_timeout: flags.drain_timeout.duration(),
+        checkpoint_interval: flags.checkpoint_interval.duration(),
         isolation: isolation.into(),
         allow_write,
     })
@@ -209,6 +214,15 @@ fn capability(flags: Machine) -> Result<Capability, Failure> {
     })
 }
 
+fn checkpoint_interval(text: &str) -> Result<Span, String> {
+    let (least, most) = (limits::CHECKPOINT_INTERVAL_MIN, limits::CHECKPOINT_INTERVAL_MAX);
+    let span = args::span(text)?;
+    if (least..=most).contains(&span.duration()) {
+        return Ok(span);
+    }
+    Err(format!("use {} to {}", Span::from(least), Span::from(most)))
+}
+
 fn name(text: &str) -> Result<String, String> {
     let max = identity::NAME_BYTES_MAX;
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -227,6 +241,8 @@ fn failure(error: &ExecutorError) -> Failure {
         ExecutorError::Identity(IdentityError::Newer { .. }) => {
             Failure::new(Exit::Protocol, words).hint("run the newer version")
         }
+        ExecutorError::Copied { .. } => Failure::new(Exit::Denied, words)
+            .hint("remove identity.json from the copy, so that it gets an identity of its own"),
         ExecutorError::Endpoint(error) => Failure::new(error.into(), words),
         ExecutorError::Spawner => Failure::new(Exit::Bug, words)
             .hint("its jobs were killed; start it again, and brokers run them anew"),

@@ -160,7 +160,7 @@ impl From<&ClientError> for Exit {
 impl From<&Problem> for Exit {
     fn from(problem: &Problem) -> Self {
         match (problem.status, &*problem.code) {
-            (_, "queue-full" | "busy") => Self::Later,
+            (_, "queue-full" | "busy" | "home-elsewhere") => Self::Later,
             (_, "after-unknown" | "not-found" | "ambiguous") => Self::Absent,
             (_, "has-ended" | "not-ended" | "id-taken" | "key-conflict") => Self::No,
             (401 | 403, _) => Self::Denied,

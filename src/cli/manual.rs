@@ -102,6 +102,12 @@ const BROKER: Manual = Manual {
          kill -9.",
         "The other words ask a broker that runs, except for check, which reads the store of one \
          that does not. Data go to standard output, everything else to standard error.",
+        "An executor is alive; draining: it takes nothing new and ends; avoided: it is left alone \
+         for a while as it failed or handed back everything; suspect: silent for --suspect-after; \
+         away: without a connection; or doubted: silent or away with most others at once, so that \
+         it is given twice the time, as the broker may be cut off itself. 'lost in' is how long it \
+         has until its jobs run elsewhere. An equivocation is a result that says something else \
+         than an earlier one of the same attempt.",
     ],
     exit_status: &[
         ("0", "Done, or the answer is yes."),
@@ -193,8 +199,8 @@ const EXEC: Manual = Manual {
         (
             "$XDG_STATE_HOME/ucp/exec, ~/.local/state/ucp/exec, /var/lib/ucp/exec",
             "The data directory, the last of these for root: identity.json, the directories of jobs \
-             in rooms, results that no broker has acknowledged in spool and output, what can be \
-             fetched again in cache.",
+             in rooms, their latest state in checkpoints, results that no broker has acknowledged \
+             in spool and output, what can be fetched again in cache.",
         ),
         (
             "/sys/fs/cgroup",
@@ -233,7 +239,10 @@ const SUBMIT: Manual = Manual {
         ("70", "A fault of the program's own."),
         ("73", "A file cannot be created."),
         ("74", "Reading or writing failed."),
-        ("75", "Not now, try again: the broker's queue or disk is full."),
+        (
+            "75",
+            "Not now, try again: the broker's queue or disk is full, or the job's home is another one.",
+        ),
         ("76", "The broker speaks another version."),
         ("77", "Not allowed."),
         ("78", "The configuration is wrong, such as an address that is none."),
@@ -257,6 +266,11 @@ const SUBMIT: Manual = Manual {
                 "Not read but given to each job: its id, the \
           attempt, and a text that is greater, compared as a string, for a later attempt of the \
           same job.",
+            ),
+            (
+                "UCP_JOB_CHECKPOINT_DIR",
+                "Given to each job: a directory for its state. What it leaves there is kept while it \
+          runs and is there again when a further attempt begins, on whatever machine.",
             ),
             (
                 "UCP_JOB_ITEM, UCP_JOB_INDEX",

@@ -7,6 +7,8 @@
 //! (generation, success, fence, attempt dot, content digest, accept dot)
 //! ```
 //!
+//! The key and the comparison of clocks are in contest.rs, which `ucp-clock resolve` shares.
+//!
 //! A result's causal position is its attempt's dot: a decision that knew of the attempt makes the
 //! result *late*, one that did not makes it *rejected*.
 //! Law: in one generation a broker that knows an accept writes no other, so several accepts are
@@ -17,34 +19,9 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::proto::clock::Causality;
-use crate::proto::fact::{Accepted, Fact, Reported};
-use crate::proto::fold::{EndKind, JobFacts};
-use crate::proto::id::{AttemptId, Digest, Dot};
+use crate::proto::fact::{Fact, Reported};
+use crate::proto::fold::{EndKind, JobFacts, contender};
 use crate::proto::view::{Judgement, ResultView, Verdict};
-
-/// The one key: of several accepts the one with the greatest wins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key<'a> {
-    generation: u32,
-    success: bool,
-    fence: u64,
-    attempt: &'a AttemptId,
-    digest: Digest,
-    accept: &'a Dot,
-}
-
-/// The key of an accept.
-#[must_use]
-pub fn key<'a>(fact: &'a Fact, body: &'a Accepted) -> Key<'a> {
-    Key {
-        generation: fact.generation,
-        success: body.success,
-        fence: body.fence,
-        attempt: &body.attempt,
-        digest: body.digest,
-        accept: &fact.dot,
-    }
-}
 
 const fn judged(verdict: Verdict, rule: &'static str) -> Judgement {
     Judgement { verdict, rule }
@@ -97,7 +74,8 @@ fn judge_same_attempt(facts: &JobFacts, fact: &Fact, body: &Reported) -> Option<
         return Some(judged(Verdict::Duplicate, "same-attempt-same-content"));
     }
     let accepts = facts.accepted().filter(|(_, accept)| accept.attempt == body.attempt);
-    let stands = accepts.max_by(|a, b| key(a.0, a.1).cmp(&key(b.0, b.1)));
+    let stands = accepts
+        .max_by(|a, b| contender(a.0, a.1).cmp_key(&contender(b.0, b.1), facts.preference()));
     let standing = match stands {
         Some((_, accept)) => Some(accept.digest),
         None => others().map(|(_, said)| said.digest).max(),

@@ -14,10 +14,13 @@ mod array;
 mod deadline;
 mod deploy;
 mod fleet;
+mod ghosts;
+mod hold;
 mod queries;
 mod requests;
 mod results;
 mod sessions;
+mod sight;
 #[cfg(test)]
 mod tests;
 mod why;
@@ -27,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proto::event::{Batch, Input, Output, Reply};
-use crate::proto::fact::{Body, Continues, FOLD_VERSION, Fact, Joined, SealedFact, chain_next};
+use crate::proto::fact::{Body, Continues, FOLD_VERSION, Fact, Joined, SealedFact};
 use crate::proto::fold::JobFacts;
 use crate::proto::id::{Dot, JobId, LogId, RequestId, TaskId};
 use crate::proto::limits;
@@ -37,11 +40,12 @@ use crate::proto::ranges::Ranges;
 use crate::proto::rng::Rng;
 use crate::proto::schedule::Queue;
 use crate::proto::time::{Monotonic, Now};
-use crate::proto::view::JobState;
+use crate::proto::view::{Detection, JobState};
 
 use array::ArrayWork;
 use fleet::Fleet;
-use results::Reports;
+use ghosts::Ghosts;
+use results::{Reports, Unreleased};
 
 /// What an operator sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +64,8 @@ pub struct BrokerConfig {
     pub queued_max: u64,
     /// Ends of elements that are told to a client before it took any.
     pub elements_told_max: usize,
+    /// Whether other brokers can be reached, so that executors keep results until one has them.
+    pub has_others: bool,
 }
 
 impl Default for BrokerConfig {
@@ -72,6 +78,7 @@ impl Default for BrokerConfig {
             reconnect_grace: limits::RECONNECT_GRACE,
             queued_max: limits::QUEUED_MAX_DEFAULT,
             elements_told_max: limits::ELEMENTS_TOLD_MAX,
+            has_others: false,
         }
     }
 }
@@ -108,6 +115,8 @@ struct Job {
     queued: Option<Rank>,
     /// It waits for its back-off until then.
     not_before: Monotonic,
+    /// An earlier attempt may run until then.
+    held_until: Monotonic,
     /// What there is to do about its elements, where it is an array.
     array: Option<Box<ArrayWork>>,
 }
@@ -121,6 +130,8 @@ enum Timer {
     Retry(JobId),
     /// An executor may hold attempts that do not begin.
     Recall(crate::proto::id::ExecutorId),
+    /// The broker looks whether it stood still itself.
+    Look,
 }
 
 /// Somebody who waits for a job's end.
@@ -160,6 +171,17 @@ pub struct Broker {
     telling: BTreeSet<(u64, JobId)>,
     /// What executors said about elements since the last facts were written.
     reports: Reports,
+    /// Attempts that are there again after they were given up.
+    ghosts: Ghosts,
+    detection: Detection,
+    /// Leases that an earlier log granted and this one does not know of are over then.
+    leases_over: Monotonic,
+    /// Whether the next look is set.
+    looking: bool,
+    /// Some other broker holds each log up to this number.
+    held_elsewhere: BTreeMap<LogId, u64>,
+    /// Results that executors keep, by the fact that reported them.
+    unreleased: BTreeMap<Dot, Vec<Unreleased>>,
     counts: BTreeMap<(LogId, JobState), u64>,
     timers: BTreeSet<(Monotonic, Timer)>,
     /// Jobs whose facts changed since they were settled, by arrival: ids carry wall time, so
@@ -201,6 +223,12 @@ impl Broker {
             credits: BTreeMap::new(),
             telling: BTreeSet::new(),
             reports: Reports::default(),
+            ghosts: Ghosts::new(),
+            detection: Detection::default(),
+            leases_over: Monotonic::default(),
+            looking: false,
+            held_elsewhere: BTreeMap::new(),
+            unreleased: BTreeMap::new(),
             counts: BTreeMap::new(),
             timers: BTreeSet::new(),
             unsettled: BTreeSet::new(),
@@ -253,10 +281,16 @@ impl Broker {
         self.now = now;
         self.opened = now.mono;
         match opening {
-            Opening::Continue(log) => self.log = Some(log),
+            Opening::Continue(log) => {
+                self.log = Some(log);
+                self.hold_all_after_start();
+            }
             Opening::Fresh { log, continues } => {
                 assert!(self.logs.head(&log).seq == 0, "a fresh log holds nothing");
                 self.log = Some(log);
+                if continues.is_some() {
+                    self.hold_all_after_start();
+                }
                 let continues = continues.map(|log| {
                     let head = self.logs.head(&log);
                     Continues { log, last_seq: head.seq, chain: head.chain }
@@ -285,6 +319,7 @@ impl Broker {
     /// the loop around it, never of the outside.
     pub fn handle_input(&mut self, now: Now, input: Input) {
         assert!(!self.draining, "outputs are drained before the next input");
+        self.notice_own_pause(now);
         self.now = now;
         if !matches!(input, Input::Message { .. }) {
             self.write_reports();
@@ -292,7 +327,10 @@ impl Broker {
         match input {
             Input::Request { request, body } => self.handle_request(request, body),
             Input::RequestClosed { request } => self.close_request(request),
-            Input::SessionOpened { session, hello } => self.open_session(session, hello),
+            Input::SessionOpened { session, hello, local } => {
+                self.open_session(session, hello, local);
+            }
+            Input::HeldElsewhere { vector } => self.release_results(vector),
             Input::Message { session, message } => self.handle_message(session, message),
             Input::SessionClosed { session, process_gone, tree_gone } => {
                 self.close_session(session, process_gone, tree_gone);
@@ -304,6 +342,7 @@ impl Broker {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
         assert!(!self.draining, "outputs are drained before the next input");
+        self.notice_own_pause(now);
         self.now = now;
         self.write_reports();
         while let Some((due, _)) = self.timers.first()
@@ -314,6 +353,7 @@ impl Broker {
                 Timer::Executor(executor) => self.check_executor(&executor),
                 Timer::Retry(job) => self.wake(job),
                 Timer::Recall(executor) => self.check_recall(&executor),
+                Timer::Look => self.look(),
             }
         }
         self.settle();
@@ -370,9 +410,8 @@ impl Broker {
         let at = self.now.wall.to_string();
         let fact = Fact { dot: dot.clone(), clock, job, birth, generation, elements, at, body };
         let line: Arc<str> = fact.to_line().into();
-        let chain = chain_next(&head.chain, &line);
+        let chain = self.logs.write(&dot.log, &line);
         let sealed = SealedFact { fact: Arc::new(fact), line, chain };
-        self.logs.extend(&sealed).expect("our own next fact continues our log");
         self.take(&sealed.fact);
         self.pending.facts.push(sealed);
         dot
@@ -415,6 +454,7 @@ impl Broker {
                 began: now,
                 queued: None,
                 not_before: now,
+                held_until: now,
                 array: None,
             }
         });
@@ -422,31 +462,33 @@ impl Broker {
             return;
         }
         if let Some(all) = job.facts.elements() {
-            let about = fact.elements.as_ref().unwrap_or(all);
+            // What a report carries may be about other elements.
+            let carries = matches!(&fact.body, Body::Reported(body) if !body.carried.is_empty());
+            let about = fact.elements.as_ref().filter(|_| !carries).unwrap_or(all);
             job.array.get_or_insert_default().dirty.extend(about);
         }
         self.unsettled.insert((job.arrival, id));
-        match &fact.body {
-            Body::Submitted(body) => {
-                // A result may have made the job known before: it waits from now on.
-                if job.state.is_none() && self.log.is_some() {
-                    (job.since, job.began) = (now, now);
-                }
-                if let Some(key) = &body.spec.key {
-                    self.keys.entry(key.clone()).or_insert(id);
-                }
-                for other in &body.spec.after {
-                    self.dependants.entry(*other).or_default().insert(id);
-                }
+        // What a report carries of a job may make it known.
+        let tells = matches!(fact.body, Body::Submitted(_) | Body::Reported(_));
+        let told = job.facts.submitted().filter(|_| tells && job.state.is_none());
+        if let Some((_, body)) = told {
+            if let Some(key) = &body.spec.key {
+                self.keys.entry(key.clone()).or_insert(id);
             }
-            Body::Reported(body) => {
-                let bytes = body.result.inline_bytes();
-                if bytes > 0 && self.log.is_some() {
-                    self.cached.push_back((id, fact.dot.clone(), bytes));
-                    self.cached_bytes += bytes;
-                }
+            for other in &body.spec.after {
+                self.dependants.entry(*other).or_default().insert(id);
             }
-            _ => {}
+            // A result may have made the job known before: it waits from now on.
+            if self.log.is_some() {
+                (job.since, job.began) = (now, now);
+            }
+        }
+        if let Body::Reported(body) = &fact.body {
+            let bytes = body.result.inline_bytes();
+            if bytes > 0 && self.log.is_some() {
+                self.cached.push_back((id, fact.dot.clone(), bytes));
+                self.cached_bytes += bytes;
+            }
         }
     }
 

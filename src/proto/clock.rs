@@ -90,7 +90,10 @@ impl Clock {
 
     /// Raises the entry of a dot's log to at least its seq.
     pub fn raise_to(&mut self, dot: &Dot) {
-        self.raise(&dot.log.actor(), dot.seq);
+        match self.place(dot.log.as_str()) {
+            Ok(at) => self.0[at].1 = self.0[at].1.max(dot.seq),
+            Err(_) => self.raise(&dot.log.actor(), dot.seq),
+        }
     }
 
     /// Counts one event of `actor` and returns its new counter.

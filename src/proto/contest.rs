@@ -3,80 +3,133 @@
 //! Pure. The greater generation goes first; within it, what happened before another result is
 //! superseded by it; of what is left, all concurrent, the maximum of one key stands:
 //! `(success, fence, attempt, digest)`, or with the oldest attempt first `(success, fence and
-//! attempt reversed, digest)`. It is the order of arbitrate.rs without facts.
-//! Law: the verdicts are the same for every order of arrival (tests/properties/contest.rs).
+//! attempt reversed, digest)`. The fold (fold.rs, `winner`) and `ucp-clock resolve` both call it.
+//! Law: the verdicts are the same for every order of arrival (tests/clock.rs,
+//! tests/properties/fold.rs).
 //! Source: design section 4.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 use crate::proto::clock::{Causality, Clock};
+use crate::proto::id::Dot;
 use crate::proto::view::{Judgement, Verdict};
 
-/// One of several results of one job.
+/// One of several results of one job. `A` orders attempts, `D` contents.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Contender {
+pub struct Contender<'a, A, D> {
     /// Its generation, from 1.
-    pub generation: u64,
+    pub generation: u32,
     /// What it knew of.
-    pub clock: Clock,
+    pub clock: &'a Clock,
     /// Whether the work was done.
     pub success: bool,
     /// The fence of its attempt.
     pub fence: u64,
-    /// Its attempt, as text.
-    pub attempt: String,
+    /// Its attempt.
+    pub attempt: A,
     /// What tells contents apart.
-    pub digest: String,
+    pub digest: D,
+    /// The fact that accepted it, where one did.
+    pub accept: Option<&'a Dot>,
 }
 
 /// Which of concurrent attempts goes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", try_from = "String")]
 pub enum Preference {
     /// The one with the greatest fence.
     #[default]
+    #[serde(rename = "newest-attempt")]
     Newest,
     /// The one with the least fence.
+    #[serde(rename = "oldest-attempt")]
     Oldest,
 }
 
-type Key<'a> = (bool, (u64, &'a str), Reverse<(u64, &'a str)>, &'a str);
+impl FromStr for Preference {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "newest-attempt" => Ok(Self::Newest),
+            "oldest-attempt" => Ok(Self::Oldest),
+            other => Err(format!(
+                "field `on_conflict`: {other:?} is neither newest-attempt nor oldest-attempt"
+            )),
+        }
+    }
+}
 
-fn key(one: &Contender, preference: Preference) -> Key<'_> {
-    let attempt = (one.fence, one.attempt.as_str());
-    let none = (0, "");
-    let (up, down) = match preference {
-        Preference::Newest => (attempt, none),
-        Preference::Oldest => (none, attempt),
-    };
-    (one.success, up, Reverse(down), one.digest.as_str())
+impl TryFrom<String> for Preference {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl<A: Ord, D: Ord> Contender<'_, A, D> {
+    /// Compares by the one key: the greater one wins.
+    #[must_use]
+    pub fn cmp_key(&self, other: &Self, preference: Preference) -> Ordering {
+        let attempt = (self.fence, &self.attempt).cmp(&(other.fence, &other.attempt));
+        let attempt = match preference {
+            Preference::Newest => attempt,
+            Preference::Oldest => attempt.reverse(),
+        };
+        let head = (self.generation, self.success).cmp(&(other.generation, other.success));
+        let tail = (&self.digest, self.accept).cmp(&(&other.digest, other.accept));
+        head.then(attempt).then(tail)
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self.attempt == other.attempt && self.digest == other.digest
+    }
 }
 
 const fn judged(verdict: Verdict, rule: &'static str) -> Judgement {
     Judgement { verdict, rule }
 }
 
-/// Judges all; one judgement each, in the same order. The same content of the same attempt is a
-/// duplicate of the one with the greatest clock.
-#[must_use]
-pub fn judge(all: &[Contender], preference: Preference) -> Vec<Judgement> {
+/// Those that no other one knew of, in the greatest generation: all concurrent.
+fn concurrent<A: Ord, D: Ord>(all: &[Contender<'_, A, D>]) -> Vec<usize> {
     let newest = all.iter().map(|one| one.generation).max().unwrap_or(0);
-    let known_later = |one: &Contender| {
-        let later = |other: &&Contender| {
-            other.generation == newest && one.clock.compare(&other.clock) == Causality::Before
+    let known_later = |one: &Contender<'_, A, D>| {
+        let later = |other: &&Contender<'_, A, D>| {
+            other.generation == newest && one.clock.compare(other.clock) == Causality::Before
         };
         all.iter().any(|other| later(&other))
     };
-    let left: Vec<usize> = (0..all.len())
-        .filter(|at| all[*at].generation == newest && !known_later(&all[*at]))
-        .collect();
-    let winner = left.iter().copied().max_by(|a, b| {
+    let stands = |at: &usize| all[*at].generation == newest && !known_later(&all[*at]);
+    (0..all.len()).filter(stands).collect()
+}
+
+/// The one that stands.
+#[must_use]
+pub fn winner<A: Ord, D: Ord>(
+    all: &[Contender<'_, A, D>],
+    preference: Preference,
+) -> Option<usize> {
+    concurrent(all).into_iter().max_by(|a, b| {
         let (one, other) = (&all[*a], &all[*b]);
         // Reports of one attempt with one content differ in their clocks alone.
         let clocks = || one.clock.iter().cmp(other.clock.iter());
-        key(one, preference).cmp(&key(other, preference)).then_with(clocks).then(b.cmp(a))
-    });
-    let same = |a: &Contender, b: &Contender| a.attempt == b.attempt && a.digest == b.digest;
-    let alone = left.iter().all(|at| winner.is_some_and(|winner| same(&all[*at], &all[winner])));
+        one.cmp_key(other, preference).then_with(clocks).then(Reverse(a).cmp(&Reverse(b)))
+    })
+}
+
+/// Judges all; one judgement each, in the same order. The same content of the same attempt is a
+/// duplicate of the one with the greatest clock.
+#[must_use]
+pub fn judge<A: Ord, D: Ord>(
+    all: &[Contender<'_, A, D>],
+    preference: Preference,
+) -> Vec<Judgement> {
+    let newest = all.iter().map(|one| one.generation).max().unwrap_or(0);
+    let left = concurrent(all);
+    let winner = winner(all, preference);
+    let alone = left.iter().all(|at| winner.is_some_and(|winner| all[*at].same(&all[winner])));
     let verdict = |at: usize| {
         let one = &all[at];
         if Some(at) == winner {
@@ -87,13 +140,13 @@ pub fn judge(all: &[Contender], preference: Preference) -> Vec<Judgement> {
             };
             return judged(Verdict::Accepted, rule);
         }
-        if winner.is_some_and(|winner| same(one, &all[winner])) {
+        if winner.is_some_and(|winner| one.same(&all[winner])) {
             return judged(Verdict::Duplicate, "same-attempt-same-content");
         }
         if one.generation < newest {
             return judged(Verdict::Superseded, "greater-generation");
         }
-        if known_later(one) {
+        if !left.contains(&at) {
             return judged(Verdict::Superseded, "happened-before");
         }
         judged(Verdict::Rejected, "concurrent-lesser-key")
@@ -105,13 +158,15 @@ pub fn judge(all: &[Contender], preference: Preference) -> Vec<Judgement> {
 mod tests {
     use super::*;
 
-    fn one(clock: &str, success: bool, fence: u64, digest: &str) -> Contender {
-        let clock = serde_json::from_str(clock).expect("a clock");
-        let attempt = format!("north-1.{fence}");
-        Contender { generation: 1, clock, success, fence, attempt, digest: digest.to_owned() }
+    type One = Contender<'static, u64, &'static str>;
+
+    fn one(clock: &str, success: bool, fence: u64, digest: &'static str) -> One {
+        let clock = Box::leak(Box::new(serde_json::from_str(clock).expect("a clock")));
+        let accept = None;
+        Contender { generation: 1, clock, success, fence, attempt: fence, digest, accept }
     }
 
-    fn rules(all: &[Contender], preference: Preference) -> Vec<&'static str> {
+    fn rules(all: &[One], preference: Preference) -> Vec<&'static str> {
         judge(all, preference).into_iter().map(|judgement| judgement.rule).collect()
     }
 

@@ -4,10 +4,11 @@
 //! which they must be carried out. Law: nothing after a [`Output::Persist`] leaves before the
 //! batch is durable.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::proto::fact::SealedFact;
-use crate::proto::id::{AttemptId, ExecutorId, JobId, RequestId, SessionId, TaskId};
+use crate::proto::id::{AttemptId, ExecutorId, JobId, LogId, RequestId, SessionId, TaskId};
 use crate::proto::job::{JobSpec, SpecError};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, ExecutorMessage, Hello};
@@ -36,6 +37,14 @@ pub enum Input {
         session: SessionId,
         /// What it said.
         hello: Hello,
+        /// Whether it is on this host, so that no network lies between.
+        local: bool,
+    },
+    /// Another broker holds logs up to these numbers: what was reported up to there need not be
+    /// kept by executors any more.
+    HeldElsewhere {
+        /// Its version vector.
+        vector: BTreeMap<LogId, u64>,
     },
     /// An executor said something. Live output does not pass through the core.
     Message {
@@ -287,6 +296,9 @@ pub enum Refusal {
         /// The job that has it.
         job: JobId,
     },
+    /// The job may be taken by its home alone, which is not here. Trying again may help.
+    #[error("only broker {0} may take this job, and it is not reached from here")]
+    HomeElsewhere(LogId),
     /// A job in `after` is not known here. Trying again may help.
     #[error("field `after`: job {0} is not known here")]
     AfterUnknown(JobId),
@@ -333,6 +345,7 @@ impl Refusal {
             Self::Spec(_) => "bad-spec",
             Self::IdTaken(_) => "id-taken",
             Self::KeyConflict { .. } => "key-conflict",
+            Self::HomeElsewhere(_) => "home-elsewhere",
             Self::AfterUnknown(_) => "after-unknown",
             Self::QueueFull(_) => "queue-full",
             Self::DiskFull => "disk-full",
@@ -359,6 +372,7 @@ impl Refusal {
             Self::QueueFull(_) => Some("try again when jobs have ended, or raise --max-queued"),
             Self::NotEnded { .. } => Some("cancel it first, or wait for its end"),
             Self::HasEnded { .. } => Some("'ucp-submit rerun' begins it again"),
+            Self::HomeElsewhere(_) => Some("try again when that broker can be reached"),
             Self::Spec(_) | Self::AfterUnknown(_) | Self::TooMany { .. } => None,
         }
     }
@@ -366,7 +380,10 @@ impl Refusal {
     /// Whether the same request may succeed later.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::QueueFull(_) | Self::DiskFull | Self::AfterUnknown(_))
+        matches!(
+            self,
+            Self::QueueFull(_) | Self::DiskFull | Self::AfterUnknown(_) | Self::HomeElsewhere(_)
+        )
     }
 }
 

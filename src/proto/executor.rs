@@ -9,26 +9,33 @@
 //! Attempts may be ordered ahead of free slots: they begin in the order in which they came, as
 //! slots and memory get free. While more waits to begin, results are held back for a moment and
 //! sent together.
-//! An attempt that was told to stop has no result, unless it had succeeded already: work that was
-//! really done is not thrown away.
-//! Source: design sections 4 and 5.
+//! An attempt that was told to stop has no result: it may end in good order without its work being
+//! done. Only where it was killed at once, a success must have been there before.
+//! An attempt of a job that must not overlap runs no longer than its lease (lease.rs). An executor
+//! that was suspended begins nothing before its broker answered a heartbeat sent afterwards.
+//! Source: design sections 4 and 5; Gray and Cheriton 1989 for leases.
 
+mod lease;
+mod results;
+mod session;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proto::capability::{Capability, Load, Needs, Occupied};
 use crate::proto::clock::Clock;
-use crate::proto::id::{AttemptId, ExecutorId, Incarnation, JobId, LogId};
+use crate::proto::id::{AttemptId, Digest, ExecutorId, Incarnation, JobId, LogId};
 use crate::proto::limits;
 use crate::proto::message::{
-    BrokerMessage, ExecutorMessage, Hello, ResultMessage, SESSION_VERSION, StartOrder,
+    BrokerMessage, CheckpointMessage, ExecutorMessage, ResultMessage, StartOrder,
 };
 use crate::proto::result::JobResult;
 use crate::proto::time::{Monotonic, Now};
-use crate::proto::units::Span;
+
+use lease::{Lease, Leases};
 
 /// Who the executor is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +80,17 @@ pub enum ExecutorInput {
         /// What is lacking, in words.
         reason: String,
     },
+    /// State of an attempt was kept here; the broker gets the blobs before the message about it.
+    Checkpointed {
+        /// Which.
+        attempt: AttemptId,
+        /// The blob that lists the files.
+        manifest: Digest,
+        /// How many files there are.
+        files: u64,
+        /// Their bytes together.
+        bytes: u64,
+    },
     /// What the machine has at the moment.
     Measured(Load),
     /// Take nothing new; answered by `Drained` once nothing runs.
@@ -97,6 +115,14 @@ pub enum ExecutorOutput {
     Send(ExecutorMessage),
     /// Run an attempt; answered by `Ended`, also when it cannot be started, or by `Unfit`.
     Run(Box<StartOrder>),
+    /// An attempt of a job that must not overlap may run until this moment and no longer, whatever
+    /// becomes of this process. Comes before its `Run`, and again whenever it is put off.
+    Lease {
+        /// Which.
+        attempt: AttemptId,
+        /// When it is over.
+        until: Monotonic,
+    },
     /// End an attempt's processes; answered by `Ended` when they are gone.
     Kill {
         /// Which.
@@ -108,6 +134,8 @@ pub enum ExecutorOutput {
     Spool(Box<ResultMessage>),
     /// Remove a result from disk.
     Unspool(AttemptId),
+    /// Nothing is wanted of an attempt any more, nor of what it left.
+    Forget(AttemptId),
     /// The session is registered with the broker that has this log.
     Registered(LogId),
     /// Give up the connection and make another.
@@ -137,14 +165,23 @@ struct Running {
     timed_out: bool,
     /// No result is wanted of it.
     stopping: bool,
+    /// It was told to end, so that its exit says nothing.
+    told_to_end: bool,
+    lease: Option<Lease>,
+    /// How often its state was kept, and the latest.
+    checkpoints: u64,
+    checkpoint: Option<Box<CheckpointMessage>>,
+    carried: Vec<Arc<str>>,
 }
 
-/// A result that is not acknowledged.
+/// A result that is kept.
 #[derive(Debug)]
 struct Held {
     message: ResultMessage,
     spooled: bool,
     spool_at: Option<Monotonic>,
+    /// A broker has it, and asked to keep it all the same.
+    acknowledged: bool,
 }
 
 /// One executor.
@@ -172,6 +209,13 @@ pub struct Executor {
     together_at: Option<Monotonic>,
     /// What a hello named and is no longer here, to be said once the broker welcomes us.
     unsaid: Vec<ExecutorMessage>,
+    /// The latest attempts that were stopped after they had begun.
+    stopped: VecDeque<AttemptId>,
+    /// The log of the broker that welcomed us last, and those that it carries on.
+    broker: BTreeSet<LogId>,
+    leases: Leases,
+    /// The results that are kept though a broker has them, the oldest first.
+    kept: VecDeque<AttemptId>,
     outputs: VecDeque<ExecutorOutput>,
 }
 
@@ -180,7 +224,8 @@ impl Executor {
     #[must_use]
     pub fn new(config: ExecutorConfig, spooled: Vec<ResultMessage>) -> Self {
         let held = spooled.into_iter().map(|message| {
-            (message.attempt.clone(), Held { message, spooled: true, spool_at: None })
+            let held = Held { message, spooled: true, spool_at: None, acknowledged: false };
+            (held.message.attempt.clone(), held)
         });
         let heartbeat = config.heartbeat;
         Self {
@@ -200,6 +245,10 @@ impl Executor {
             together: vec![],
             together_at: None,
             unsaid: vec![],
+            stopped: VecDeque::new(),
+            broker: BTreeSet::new(),
+            leases: Leases::default(),
+            kept: VecDeque::new(),
             outputs: VecDeque::new(),
         }
     }
@@ -207,7 +256,8 @@ impl Executor {
     /// Whether nothing runs and no result waits to be acknowledged.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty() && self.held.is_empty()
+        let told = self.held.values().all(|held| held.acknowledged);
+        self.running.is_empty() && self.waiting.is_empty() && told
     }
 
     /// The attempts that wait here to begin, in the order in which they came.
@@ -223,6 +273,7 @@ impl Executor {
 
     /// Takes an input.
     pub fn handle_input(&mut self, now: Now, input: ExecutorInput) {
+        self.notice_suspension(now);
         match input {
             ExecutorInput::Connected => self.say_hello(now),
             ExecutorInput::Disconnected => {
@@ -232,6 +283,9 @@ impl Executor {
             ExecutorInput::Message(message) => self.handle_message(now, message),
             ExecutorInput::Ended { attempt, result } => self.handle_ended(now, &attempt, *result),
             ExecutorInput::Unfit { attempt, reason } => self.handle_unfit(attempt, &reason),
+            ExecutorInput::Checkpointed { attempt, manifest, files, bytes } => {
+                self.handle_checkpointed(&attempt, manifest, files, bytes);
+            }
             ExecutorInput::Measured(load) => self.load = load,
             ExecutorInput::Drain => {
                 self.draining = true;
@@ -243,11 +297,8 @@ impl Executor {
             ExecutorInput::HandBack => {
                 self.draining = true;
                 self.hand_back_waiting();
-                for (attempt, running) in &mut self.running {
-                    running.stopping = true;
-                    let kill = Kill::Kill;
-                    self.outputs.push_back(ExecutorOutput::Kill { attempt: attempt.clone(), kill });
-                }
+                let running: Vec<AttemptId> = self.running.keys().cloned().collect();
+                running.into_iter().for_each(|attempt| self.stop(now, attempt));
             }
         }
         self.begin_waiting(now);
@@ -257,6 +308,8 @@ impl Executor {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.notice_suspension(now);
+        self.end_lapsed(now);
         if self.connected && now.mono >= self.heard.after(self.config.silence_max) {
             let reason = "the broker was silent".to_owned();
             (self.connected, self.registered) = (false, false);
@@ -273,7 +326,7 @@ impl Executor {
                 Kill::Kill
             } else if due(running.deadline) {
                 running.deadline = None;
-                running.timed_out = true;
+                (running.timed_out, running.told_to_end) = (true, true);
                 running.kill_at = Some(now.mono.after(limits::KILL_GRACE));
                 Kill::Terminate
             } else {
@@ -294,7 +347,8 @@ impl Executor {
     pub fn poll_timeout(&self) -> Option<Monotonic> {
         let silence = self.connected.then(|| self.heard.after(self.config.silence_max));
         let heartbeat = self.registered.then_some(self.heartbeat_at);
-        let running = self.running.values().flat_map(|r| [r.deadline, r.kill_at]).flatten();
+        let running = self.running.values();
+        let running = running.flat_map(|r| [r.deadline, r.kill_at, r.lease_ends()]).flatten();
         let held = self.held.values().filter_map(|held| held.spool_at);
         let together = self.together_at;
         silence.into_iter().chain(heartbeat).chain(running).chain(held).chain(together).min()
@@ -309,26 +363,16 @@ impl Executor {
         self.outputs.push_back(ExecutorOutput::Send(message));
     }
 
-    fn say_hello(&mut self, now: Now) {
-        (self.connected, self.registered, self.heard) = (true, false, now.mono);
-        self.unsaid.clear();
-        let hello = Hello {
-            v: SESSION_VERSION,
-            executor: self.config.executor.clone(),
-            incarnation: self.config.incarnation.clone(),
-            pid: self.config.pid,
-            capability: self.config.capability.clone(),
-            load: self.load,
-            heartbeat: self.config.heartbeat.into(),
-            cgroup: self.config.cgroup.clone(),
-            attempts: self.announced(),
-        };
-        self.send(ExecutorMessage::Hello(hello));
-    }
-
     /// Says that an attempt is here no more. A later hello says it by leaving it out.
-    fn send_stopped(&mut self, attempt: AttemptId, unbegun: bool) {
-        let message = ExecutorMessage::Stopped { attempt, unbegun };
+    fn send_stopped(&mut self, attempt: AttemptId, unbegun: bool, reason: Option<&str>) {
+        if !unbegun {
+            if self.stopped.len() >= limits::STOPPED_REMEMBERED_MAX {
+                self.stopped.pop_front();
+            }
+            self.stopped.push_back(attempt.clone());
+        }
+        let reason = reason.map(str::to_owned);
+        let message = ExecutorMessage::Stopped { attempt, unbegun, reason };
         if self.registered {
             self.send(message);
         } else if self.connected {
@@ -336,69 +380,11 @@ impl Executor {
         }
     }
 
-    fn announced(&self) -> Vec<AttemptId> {
-        let here = self.running.keys().chain(self.held.keys());
-        here.chain(self.waiting()).cloned().collect()
-    }
-
     fn send_heartbeat(&mut self, now: Now) {
         self.heartbeat_at = now.mono.after(self.heartbeat);
         let (load, draining) = (self.load, self.draining);
-        self.send(ExecutorMessage::Heartbeat { load, draining });
-    }
-
-    fn handle_message(&mut self, now: Now, message: BrokerMessage) {
-        if !self.connected {
-            return;
-        }
-        self.heard = now.mono;
-        match message {
-            BrokerMessage::Welcome { log, heartbeat_max } => {
-                self.registered = true;
-                let most = heartbeat_max.map_or(self.config.heartbeat, Span::duration);
-                self.heartbeat = self.config.heartbeat.min(most);
-                self.outputs.push_back(ExecutorOutput::Registered(log));
-                (self.together, self.together_at) = (vec![], None);
-                for message in std::mem::take(&mut self.unsaid) {
-                    self.send(message);
-                }
-                for held in self.held.values() {
-                    let message = ExecutorMessage::Result(Box::new(held.message.clone()));
-                    self.outputs.push_back(ExecutorOutput::Send(message));
-                }
-                self.send_heartbeat(now);
-            }
-            BrokerMessage::Refused { code, detail } => {
-                (self.connected, self.registered) = (false, false);
-                let reason = format!("the broker refused ({code}): {detail}");
-                self.outputs.push_back(ExecutorOutput::Reconnect { reason });
-            }
-            BrokerMessage::Start(order) => {
-                order.each().into_iter().for_each(|order| self.start(Box::new(order)));
-            }
-            BrokerMessage::Recall => self.hand_back_waiting(),
-            BrokerMessage::Stop { attempt, .. } => self.stop(now, attempt),
-            BrokerMessage::Acknowledged { attempt, elements: None } => self.forget(attempt),
-            BrokerMessage::Acknowledged { attempt, elements: Some(elements) } => {
-                // Only what is held: a range may say more numbers than there are.
-                let dot = &attempt.dot;
-                let held = self.held.keys().filter(|held| {
-                    held.dot == *dot && held.element.is_some_and(|e| elements.contains(e))
-                });
-                let held: Vec<AttemptId> = held.cloned().collect();
-                held.into_iter().for_each(|attempt| self.forget(attempt));
-            }
-            BrokerMessage::Heard
-            | BrokerMessage::Follow { .. }
-            | BrokerMessage::Window { .. }
-            | BrokerMessage::Unfollow { .. } => {}
-        }
-    }
-
-    fn forget(&mut self, attempt: AttemptId) {
-        if self.held.remove(&attempt).is_some_and(|held| held.spooled) {
-            self.outputs.push_back(ExecutorOutput::Unspool(attempt));
-        }
+        let number = self.leases.count(now.mono);
+        self.send(ExecutorMessage::Heartbeat { load, draining, number });
     }
 
     fn start(&mut self, order: Box<StartOrder>) {
@@ -408,19 +394,33 @@ impl Executor {
             return;
         }
         if self.draining || self.waiting.len() >= limits::ATTEMPTS_PER_EXECUTOR_MAX {
-            return self.send_stopped(order.attempt, true);
+            return self.send_stopped(order.attempt, true, None);
+        }
+        if self.stopped.contains(attempt) {
+            return self.send_stopped(order.attempt, false, Some("it was stopped before"));
         }
         self.waiting.push_back(order);
     }
 
     /// Begins what there is room for, in order. What needs more than there is at all begins alone.
     fn begin_waiting(&mut self, now: Now) {
-        while let Some(order) = self.waiting.front() {
+        while let Some(order) = self.waiting.front().filter(|_| !self.leases.is_validating()) {
             let (has, needs) = (&self.config.capability, &order.spec.needs);
             let mut occupied = self.occupied;
             occupied.add(needs);
             let fits = occupied.cores <= u64::from(has.slots) && occupied.memory <= has.memory.0;
             if !fits && !self.running.is_empty() {
+                return;
+            }
+            if order.lease.is_some() && self.leases.is_unwanted(&order.attempt) {
+                let Some(order) = self.waiting.pop_front() else { return };
+                self.send_stopped(order.attempt, true, None);
+                continue;
+            }
+            if !self.leases.allow(&order.attempt, order.lease, now.mono) {
+                if self.registered && self.leases.wants_heartbeat() {
+                    self.send_heartbeat(now);
+                }
                 return;
             }
             let Some(order) = self.waiting.pop_front() else { return };
@@ -431,6 +431,11 @@ impl Executor {
     fn begin(&mut self, now: Now, order: Box<StartOrder>) {
         let mut clock = order.clock.clone();
         clock.tick(&self.config.executor.actor());
+        let lease = self.leases.grant(order.lease);
+        if let Some(lease) = &lease {
+            let (attempt, until) = (order.attempt.clone(), lease.until);
+            self.outputs.push_back(ExecutorOutput::Lease { attempt, until });
+        }
         let running = Running {
             since: now.mono,
             needs: order.spec.needs.clone(),
@@ -441,6 +446,11 @@ impl Executor {
             kill_at: None,
             timed_out: false,
             stopping: false,
+            told_to_end: false,
+            lease,
+            checkpoints: 0,
+            checkpoint: None,
+            carried: order.carried.clone(),
         };
         self.occupied.add(&running.needs);
         self.running.insert(order.attempt.clone(), running);
@@ -457,14 +467,14 @@ impl Executor {
     /// Gives back what has not begun.
     fn hand_back_waiting(&mut self) {
         for order in std::mem::take(&mut self.waiting) {
-            self.send_stopped(order.attempt, true);
+            self.send_stopped(order.attempt, true, None);
         }
     }
 
     fn stop(&mut self, now: Now, attempt: AttemptId) {
         match self.running.get_mut(&attempt) {
             Some(running) if !running.stopping => {
-                running.stopping = true;
+                (running.stopping, running.told_to_end) = (true, true);
                 running.deadline = None;
                 running.kill_at = Some(now.mono.after(limits::KILL_GRACE));
                 self.outputs.push_back(ExecutorOutput::Kill { attempt, kill: Kill::Terminate });
@@ -474,7 +484,7 @@ impl Executor {
             None if self.held.contains_key(&attempt) => {}
             None => {
                 self.waiting.retain(|waiting| waiting.attempt != attempt);
-                self.send_stopped(attempt, true);
+                self.send_stopped(attempt, true, None);
             }
         }
     }
@@ -496,7 +506,7 @@ impl Executor {
             if !held.spooled {
                 held.spool_at = Some(now.mono.after(limits::SPOOL_AFTER));
             }
-            let message = ExecutorMessage::Result(Box::new(held.message.clone()));
+            let message = results::outgoing(&held.message, &self.broker);
             self.outputs.push_back(ExecutorOutput::Send(message));
         }
     }
@@ -504,8 +514,12 @@ impl Executor {
     fn handle_ended(&mut self, now: Now, attempt: &AttemptId, mut result: JobResult) {
         let Some(mut running) = self.end(attempt) else { return };
         result.timed_out = running.timed_out;
-        if running.stopping && !result.is_success() {
-            return self.send_stopped(attempt.clone(), false);
+        let done = result.is_success() && !running.told_to_end;
+        if running.has_lapsed(now.mono) && !done {
+            return self.send_stopped(attempt.clone(), false, Some(lease::LAPSED));
+        }
+        if running.stopping && !done {
+            return self.send_stopped(attempt.clone(), false, None);
         }
         running.clock.tick(&self.config.executor.actor());
         let message = ResultMessage {
@@ -514,9 +528,10 @@ impl Executor {
             generation: running.generation,
             result,
             clock: running.clock,
+            carried: running.carried,
             took_us: u64::try_from(now.mono.since(running.since).as_micros()).ok(),
         };
-        let mut held = Held { message, spooled: false, spool_at: None };
+        let mut held = Held { message, spooled: false, spool_at: None, acknowledged: false };
         if self.registered {
             self.together.push(attempt.clone());
             let within = now.mono.after(limits::RESULTS_TOGETHER_WITHIN);
@@ -533,7 +548,7 @@ impl Executor {
         }
         self.outputs
             .push_back(ExecutorOutput::Notice(format!("{attempt} is handed back: {reason}")));
-        self.send_stopped(attempt, false);
+        self.send_stopped(attempt, false, Some(reason));
     }
 
     fn spool_all(&mut self) {

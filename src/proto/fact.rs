@@ -14,7 +14,7 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::proto::clock::Clock;
@@ -63,6 +63,10 @@ pub enum Body {
     Lost(Ending),
     /// An attempt is stopped on purpose.
     Revoked(Ending),
+    /// An attempt that was lost runs after all, and counts as if it had not been lost.
+    Regained(Regained),
+    /// State of an attempt was kept, from which a further one can go on.
+    Checkpointed(Checkpointed),
     /// A result came in.
     Reported(Arc<Reported>),
     /// A reported result is the job's.
@@ -124,6 +128,38 @@ pub struct Deployed {
     pub life: u64,
     /// 1 + the greatest fence known for the job (a Lamport number).
     pub fence: u64,
+    /// For a job that must not overlap: how long its executor's lease holds, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<u64>,
+}
+
+/// An attempt that was lost is there again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Regained {
+    /// Which.
+    pub attempt: AttemptId,
+    /// Where it runs.
+    pub executor: ExecutorId,
+}
+
+/// State of an attempt was kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointed {
+    /// Whose state it is.
+    pub attempt: AttemptId,
+    /// Where it was kept.
+    pub executor: ExecutorId,
+    /// Its number among those of the attempt, from 1.
+    pub number: u64,
+    /// The blob that lists its files.
+    pub manifest: Digest,
+    /// How many files it has.
+    pub files: u64,
+    /// Their bytes together.
+    pub bytes: u64,
+    /// The executor's own history of the job; for drawing, never for decisions.
+    #[serde(default, skip_serializing_if = "Clock::is_empty")]
+    pub clock: Clock,
 }
 
 /// An attempt ended without a result.
@@ -161,6 +197,10 @@ pub struct Reported {
     /// The executor's own history of the job; for drawing, never for decisions.
     #[serde(default, skip_serializing_if = "Clock::is_empty")]
     pub clock: Clock,
+    /// Facts of the job that the writer did not hold and the executor carried, verbatim. The fold
+    /// reads each as held, once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<Arc<str>>,
 }
 
 /// A reported result is the job's.
@@ -211,18 +251,60 @@ pub enum FactError {
     Member(Dot, &'static str, &'static str),
 }
 
-#[derive(Serialize, Deserialize)]
+/// A fact as it is written.
+#[derive(Serialize)]
+struct Line<'a> {
+    v: u32,
+    dot: &'a Dot,
+    clock: &'a Clock,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<JobId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    birth: Option<&'a Dot>,
+    #[serde(rename = "gen", skip_serializing_if = "is_zero")]
+    generation: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    elements: Option<&'a Ranges>,
+    kind: &'a str,
+    at: &'a str,
+    #[serde(serialize_with = "write_body")]
+    body: &'a Body,
+}
+
+/// The bytes of most lines.
+const LINE_BYTES_USUAL: usize = 768;
+
+fn write_body<S: Serializer>(body: &&Body, serializer: S) -> Result<S::Ok, S::Error> {
+    match body {
+        Body::Joined(body) => body.serialize(serializer),
+        Body::Submitted(body) => body.serialize(serializer),
+        Body::Deployed(body) => body.serialize(serializer),
+        Body::Lost(body) | Body::Revoked(body) => body.serialize(serializer),
+        Body::Regained(body) => body.serialize(serializer),
+        Body::Checkpointed(body) => body.serialize(serializer),
+        Body::Reported(body) => body.serialize(serializer),
+        Body::Accepted(body) => body.serialize(serializer),
+        Body::Cancelled(body)
+        | Body::Rerun(body)
+        | Body::Parked(body)
+        | Body::Expired(body)
+        | Body::Skipped(body) => body.serialize(serializer),
+    }
+}
+
+/// A fact as it is read, whose body waits until its kind is known.
+#[derive(Deserialize)]
 struct RawFact<'a> {
     v: u32,
     dot: Dot,
     clock: Clock,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     job: Option<JobId>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     birth: Option<Dot>,
-    #[serde(rename = "gen", default, skip_serializing_if = "is_zero")]
+    #[serde(rename = "gen", default)]
     generation: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     elements: Option<Ranges>,
     #[serde(borrow)]
     kind: std::borrow::Cow<'a, str>,
@@ -246,6 +328,8 @@ impl Body {
             Self::Deployed(_) => "deployed",
             Self::Lost(_) => "lost",
             Self::Revoked(_) => "revoked",
+            Self::Regained(_) => "regained",
+            Self::Checkpointed(_) => "checkpointed",
             Self::Reported(_) => "reported",
             Self::Accepted(_) => "accepted",
             Self::Cancelled(_) => "cancelled",
@@ -254,23 +338,6 @@ impl Body {
             Self::Expired(_) => "expired",
             Self::Skipped(_) => "skipped",
         }
-    }
-
-    fn to_raw(&self) -> Box<RawValue> {
-        let raw = match self {
-            Self::Joined(body) => serde_json::value::to_raw_value(body),
-            Self::Submitted(body) => serde_json::value::to_raw_value(body),
-            Self::Deployed(body) => serde_json::value::to_raw_value(body),
-            Self::Lost(body) | Self::Revoked(body) => serde_json::value::to_raw_value(body),
-            Self::Reported(body) => serde_json::value::to_raw_value(&**body),
-            Self::Accepted(body) => serde_json::value::to_raw_value(body),
-            Self::Cancelled(body)
-            | Self::Rerun(body)
-            | Self::Parked(body)
-            | Self::Expired(body)
-            | Self::Skipped(body) => serde_json::value::to_raw_value(body),
-        };
-        raw.expect("a body has only string keys")
     }
 
     fn from_raw(kind: &str, raw: &RawValue) -> Result<Self, FactError> {
@@ -283,6 +350,8 @@ impl Body {
             "deployed" => Self::Deployed(read(raw)?),
             "lost" => Self::Lost(read(raw)?),
             "revoked" => Self::Revoked(read(raw)?),
+            "regained" => Self::Regained(read(raw)?),
+            "checkpointed" => Self::Checkpointed(read(raw)?),
             "reported" => Self::Reported(Arc::new(read(raw)?)),
             "accepted" => Self::Accepted(read(raw)?),
             "cancelled" => Self::Cancelled(read(raw)?),
@@ -299,20 +368,21 @@ impl Fact {
     /// The fact's line, without a newline.
     #[must_use]
     pub fn to_line(&self) -> String {
-        let body = self.body.to_raw();
-        let raw = RawFact {
+        let line = Line {
             v: FACT_VERSION,
-            dot: self.dot.clone(),
-            clock: self.clock.clone(),
+            dot: &self.dot,
+            clock: &self.clock,
             job: self.job,
-            birth: self.birth.clone(),
+            birth: self.birth.as_ref(),
             generation: self.generation,
-            elements: self.elements.clone(),
-            kind: self.body.kind().into(),
-            at: self.at.clone(),
-            body: &body,
+            elements: self.elements.as_ref(),
+            kind: self.body.kind(),
+            at: &self.at,
+            body: &self.body,
         };
-        serde_json::to_string(&raw).expect("a fact has only string keys")
+        let mut text = Vec::with_capacity(LINE_BYTES_USUAL);
+        serde_json::to_writer(&mut text, &line).expect("a fact has only string keys");
+        String::from_utf8(text).expect("JSON is UTF-8")
     }
 
     /// Reads a fact from its line.
@@ -365,6 +435,7 @@ impl Fact {
         }
         match &self.body {
             Body::Deployed(body) if body.fence > limits::COUNTER_MAX => wrong("fence"),
+            Body::Checkpointed(body) if body.number > limits::COUNTER_MAX => wrong("number"),
             Body::Reported(body) if !body.result.stdout.is_consistent() => wrong("stdout"),
             Body::Reported(body) if !body.result.stderr.is_consistent() => wrong("stderr"),
             Body::Reported(body) if body.result.digest() != body.digest => wrong("digest"),
@@ -397,6 +468,8 @@ impl Fact {
         match &self.body {
             Body::Deployed(_) => Some(&self.dot),
             Body::Lost(body) | Body::Revoked(body) => Some(&body.attempt.dot),
+            Body::Regained(body) => Some(&body.attempt.dot),
+            Body::Checkpointed(body) => Some(&body.attempt.dot),
             Body::Reported(body) => Some(&body.attempt.dot),
             Body::Accepted(body) => Some(&body.attempt.dot),
             Body::Joined(_)
@@ -407,6 +480,31 @@ impl Fact {
             | Body::Expired(_)
             | Body::Skipped(_) => None,
         }
+    }
+
+    /// The facts that it carries about its own job: those that explain an attempt. What is none of
+    /// them is passed over.
+    #[must_use]
+    pub fn carried(&self) -> Vec<Arc<Self>> {
+        let Body::Reported(body) = &self.body else { return vec![] };
+        let lines = body.carried.iter().take(limits::CARRIED_FACTS_MAX);
+        let facts = lines.filter_map(|line| Self::parse(line).ok());
+        let explains = |fact: &Self| {
+            let kind = match &fact.body {
+                Body::Submitted(_) | Body::Rerun(_) => true,
+                // Of attempts only the one that was reported, by whom it was made.
+                Body::Deployed(deployed) => {
+                    fact.dot == body.attempt.dot
+                        && deployed.executor == body.executor
+                        && deployed.fence <= limits::CARRIED_FENCE_MAX
+                }
+                _ => false,
+            };
+            kind && fact.job == self.job
+                && fact.dot.log != self.dot.log
+                && fact.generation <= limits::CARRIED_GENERATION_MAX
+        };
+        facts.filter(explains).map(Arc::new).collect()
     }
 
     /// What it reports of one task, where it reports anything.
@@ -444,6 +542,13 @@ pub fn chain_start(log: &LogId) -> Digest {
 /// The chain hash after one more line.
 #[must_use]
 pub fn chain_next(chain: &Digest, line: &str) -> Digest {
+    // What is hashed lies together where it is short: hashing it in pieces is slower.
+    let (start, mut together) = (chain.0.len(), [0; 1_024]);
+    if let Some(both) = together.get_mut(..start + line.len()) {
+        both[..start].copy_from_slice(&chain.0);
+        both[start..].copy_from_slice(line.as_bytes());
+        return Digest::of(both);
+    }
     let mut hasher = blake3::Hasher::new();
     hasher.update(&chain.0);
     hasher.update(line.as_bytes());

@@ -13,18 +13,18 @@
 //! Source: design section 4; observed-remove sets, Shapiro et al. 2011, for "unless it knew".
 
 mod array;
+mod shown;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::proto::arbitrate;
 use crate::proto::clock::Clock;
+use crate::proto::contest::{self, Contender, Preference};
 use crate::proto::fact::{Accepted, Body, Deployed, Fact, Reported, Submitted};
-use crate::proto::id::{AttemptId, Dot, JobId};
+use crate::proto::id::{AttemptId, Digest, Dot, LogId};
 use crate::proto::ranges::Ranges;
-use crate::proto::result::JobResult;
-use crate::proto::view::{AttemptView, JobRow, JobState};
+use crate::proto::view::JobState;
 
 use array::Array;
 
@@ -39,6 +39,8 @@ pub struct JobFacts {
     array: Option<Box<Array>>,
     /// The element whose facts these are, where they are a part of an array's.
     element: Option<u64>,
+    /// Those of the facts that are known only as a report carried them.
+    carried: BTreeSet<Dot>,
 }
 
 /// How one attempt stands.
@@ -98,28 +100,52 @@ pub enum Step {
 }
 
 impl JobFacts {
-    /// Adds a fact about the job; false if it was held already.
+    /// Adds a fact about the job, and the facts that it carries; false if it was held already.
     pub fn insert(&mut self, fact: Arc<Fact>) -> bool {
         match self.facts.binary_search_by(|held| held.dot.cmp(&fact.dot)) {
-            Ok(_) => false,
+            Ok(_) if self.carried.remove(&fact.dot) => self.clock.raise_to(&fact.dot),
+            Ok(_) => return false,
             Err(at) => {
                 self.clock.raise_to(&fact.dot);
                 self.facts.insert(at, Arc::clone(&fact));
                 self.insert_by_element(&fact);
-                true
             }
+        }
+        for carried in fact.carried() {
+            self.insert_carried(carried);
+        }
+        true
+    }
+
+    /// Adds a fact that a report carried. It counts like one that is held, but the clock does not
+    /// speak of it: who holds the clock's facts need not hold this one.
+    fn insert_carried(&mut self, fact: Arc<Fact>) {
+        if let Err(at) = self.facts.binary_search_by(|held| held.dot.cmp(&fact.dot)) {
+            self.carried.insert(fact.dot.clone());
+            self.facts.insert(at, Arc::clone(&fact));
+            self.insert_by_element(&fact);
         }
     }
 
+    /// Whether a fact is known only as a report carried it.
+    #[must_use]
+    pub fn is_carried(&self, dot: &Dot) -> bool {
+        self.carried.contains(dot)
+    }
+
     fn insert_by_element(&mut self, fact: &Arc<Fact>) {
-        let is_array = match &fact.body {
-            Body::Submitted(body) => body.spec.array.is_some(),
-            _ => fact.elements.is_some(),
-        };
-        if let Some(array) = &mut self.array {
+        // The submission says what the job is; while none is held, whatever speaks of elements.
+        let first = self.facts.iter().find_map(|fact| match &fact.body {
+            Body::Submitted(body) => Some(body.spec.array.is_some()),
+            _ => None,
+        });
+        let is_array = first.unwrap_or(fact.elements.is_some() || self.array.is_some());
+        if !is_array {
+            self.array = None;
+        } else if let Some(array) = &mut self.array {
             array.insert(fact);
             array.refresh(fact.elements.as_ref());
-        } else if is_array {
+        } else {
             let array = self.array.insert(Box::default());
             self.facts.iter().for_each(|fact| array.insert(fact));
             array.refresh(None);
@@ -127,7 +153,8 @@ impl JobFacts {
     }
 
     fn of_element(facts: Vec<Arc<Fact>>, element: u64) -> Self {
-        Self { facts, clock: Clock::new(), array: None, element: Some(element) }
+        let (clock, carried) = (Clock::new(), BTreeSet::new());
+        Self { facts, clock, array: None, element: Some(element), carried }
     }
 
     /// The elements, where the job is an array and its submission is held.
@@ -203,6 +230,24 @@ impl JobFacts {
         self.submitted().map(|(fact, _)| &fact.dot)
     }
 
+    /// The log of the broker that deploys the job: that of the submission with the greatest dot.
+    #[must_use]
+    pub fn owner(&self) -> Option<&LogId> {
+        let mut submitted = self.facts.iter().rev();
+        let mut submitted =
+            submitted.by_ref().filter(|fact| matches!(fact.body, Body::Submitted(_)));
+        // What was only carried says nothing while a submission is held itself.
+        let mut carried = None;
+        let held = submitted.find(|fact| {
+            let only_carried = self.is_carried(&fact.dot);
+            if only_carried {
+                carried.get_or_insert(&fact.dot.log);
+            }
+            !only_carried
+        });
+        held.map(|fact| &fact.dot.log).or(carried)
+    }
+
     /// The current generation: the greatest that any submission or rerun opened.
     #[must_use]
     pub fn generation(&self) -> u32 {
@@ -249,8 +294,19 @@ impl JobFacts {
     /// The accept that stands for a generation: the greatest by the one key.
     #[must_use]
     pub fn winner(&self, generation: u32) -> Option<(&Fact, &Accepted)> {
-        let of_generation = self.accepted().filter(|(fact, _)| fact.generation == generation);
-        of_generation.max_by(|a, b| arbitrate::key(a.0, a.1).cmp(&arbitrate::key(b.0, b.1)))
+        let mut accepts = self.accepted().filter(|(fact, _)| fact.generation == generation);
+        let first = accepts.next()?;
+        let Some(second) = accepts.next() else { return Some(first) };
+        let all: Vec<_> = [first, second].into_iter().chain(accepts).collect();
+        let contenders: Vec<_> = all.iter().map(|(fact, body)| contender(fact, body)).collect();
+        let winner = contest::winner(&contenders, self.preference())?;
+        all.get(winner).copied()
+    }
+
+    /// Which of concurrent attempts goes first.
+    #[must_use]
+    pub fn preference(&self) -> Preference {
+        self.submitted().map_or_else(Preference::default, |(_, body)| body.spec.on_conflict)
     }
 
     /// What ended a generation, whether or not it has an accept: the strongest end in force.
@@ -290,7 +346,7 @@ impl JobFacts {
         for fact in &self.facts {
             match &fact.body {
                 Body::Reported(body) if body.attempt.dot == attempt.dot => return Attempt::Ended,
-                Body::Lost(body) if body.attempt.dot == attempt.dot => {
+                Body::Lost(body) if body.attempt.dot == attempt.dot && !self.is_regained(fact) => {
                     lost = lost.or(Some(body.reason.as_str()));
                 }
                 Body::Revoked(body) if body.attempt.dot == attempt.dot => {
@@ -311,6 +367,29 @@ impl JobFacts {
             || self.end(generation).is_some()
             || self.parked(generation).is_some();
         if over { Attempt::Revoked("its generation ended") } else { Attempt::Running }
+    }
+
+    /// Whether the attempt of a `lost` fact was there again afterwards: a `regained` of somebody
+    /// who knew of the loss.
+    fn is_regained(&self, lost: &Fact) -> bool {
+        self.facts.iter().any(|fact| {
+            matches!(fact.body, Body::Regained(_))
+                && fact.lease() == lost.lease()
+                && fact.clock.covers(&lost.dot)
+        })
+    }
+
+    /// Whether it is proven that no process of an attempt is left: its result came, it was stopped,
+    /// or its loss says so.
+    #[must_use]
+    pub fn is_proven_over(&self, attempt: &Fact) -> bool {
+        self.facts.iter().any(|fact| match &fact.body {
+            Body::Reported(body) => body.attempt.dot == attempt.dot,
+            Body::Revoked(body) | Body::Lost(body) => {
+                body.attempt.dot == attempt.dot && body.unproven.is_none()
+            }
+            _ => false,
+        })
     }
 
     /// The attempts under way.
@@ -348,12 +427,17 @@ impl JobFacts {
     pub fn step(&self) -> Step {
         let Some((_, submitted)) = self.submitted() else { return Step::Nothing };
         let generation = self.generation();
-        let open = matches!(self.state(), Some(JobState::Waiting | JobState::Running));
-        if !open {
+        let state = self.state();
+        let parked = state == Some(JobState::Parked);
+        if !parked && !matches!(state, Some(JobState::Waiting | JobState::Running)) {
             return Step::Nothing;
         }
+        // Work that was really done is not thrown away, also where nobody waited for it any more.
         if let Some(report) = self.best_report(generation, true) {
             return Step::Accept(report);
+        }
+        if parked {
+            return Step::Nothing;
         }
         if self.running().next().is_some() {
             return Step::Nothing;
@@ -396,87 +480,36 @@ impl JobFacts {
             let fits = deployed.generation == generation
                 && fact.generation == generation
                 && body.result.is_success() == success;
-            fits.then_some((attempt.fence, &body.attempt, body.digest, fact))
-        });
-        let best = candidates
-            .max_by(|a, b| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2)).then(b.3.dot.cmp(&a.3.dot)));
-        best.map(|(.., fact)| fact.dot.clone())
-    }
-
-    /// The attempts as they are shown.
-    #[must_use]
-    pub fn attempt_views(&self) -> Vec<AttemptView> {
-        let view = |(fact, body): (&Fact, &Deployed)| {
-            let (state, reason) = match self.standing(fact) {
-                Attempt::Running => ("running", None),
-                Attempt::Ended => ("ended", None),
-                Attempt::Lost(reason) => ("lost", Some(reason.to_owned())),
-                Attempt::Revoked(reason) => ("revoked", Some(reason.to_owned())),
+            let contender = Contender {
+                generation,
+                clock: &fact.clock,
+                success,
+                fence: attempt.fence,
+                attempt: &body.attempt,
+                digest: body.digest,
+                accept: None,
             };
-            AttemptView {
-                attempt: self.attempt_id(fact),
-                generation: fact.generation,
-                executor: body.executor.clone(),
-                fence: body.fence,
-                state,
-                reason,
-                unproven: self.unproven(fact),
-                clock: fact.clock.clone(),
-                deployed_at: fact.at.clone(),
-            }
-        };
-        self.deployed().map(view).collect()
-    }
-
-    /// What could not be proven of a lost attempt's processes.
-    fn unproven(&self, deployed: &Fact) -> Option<String> {
-        self.facts.iter().find_map(|fact| match &fact.body {
-            Body::Lost(body) if body.attempt.dot == deployed.dot => body.unproven.clone(),
-            _ => None,
-        })
-    }
-
-    /// The job's row in the store's job table.
-    #[must_use]
-    pub fn row(&self, job: JobId) -> JobRow {
-        let generation = self.generation();
-        JobRow {
-            job,
-            birth: self.birth().cloned(),
-            generation,
-            state: self.state(),
-            digest: match &self.array {
-                Some(_) => None,
-                None => self.winner(generation).map(|(_, accepted)| accepted.digest),
-            },
-        }
-    }
-
-    /// Leaves the inline outputs of a reported result out of memory; the store has them.
-    pub fn strip(&mut self, dot: &Dot) {
-        let Ok(at) = self.facts.binary_search_by(|held| held.dot.cmp(dot)) else { return };
-        let held = &self.facts[at];
-        if let Body::Reported(body) = &held.body
-            && body.result.inline_bytes() > 0
-        {
-            self.facts[at] = Arc::new(Fact {
-                body: Body::Reported(Arc::new(Reported {
-                    result: stripped(&body.result),
-                    ..(**body).clone()
-                })),
-                ..(**held).clone()
-            });
-            if let Some(array) = &mut self.array {
-                array.replace(&self.facts[at]);
-            }
-        }
+            fits.then_some((contender, fact))
+        });
+        let preference = self.preference();
+        let best =
+            candidates.max_by(|a, b| a.0.cmp_key(&b.0, preference).then(b.1.dot.cmp(&a.1.dot)));
+        best.map(|(_, fact)| fact.dot.clone())
     }
 }
 
-fn stripped(result: &JobResult) -> JobResult {
-    let mut result = result.clone();
-    for stream in [&mut result.stdout, &mut result.stderr] {
-        (stream.text, stream.base64) = (None, None);
+/// An accept as one of several results.
+pub(crate) fn contender<'a>(
+    fact: &'a Fact,
+    body: &'a Accepted,
+) -> Contender<'a, &'a AttemptId, Digest> {
+    Contender {
+        generation: fact.generation,
+        clock: &fact.clock,
+        success: body.success,
+        fence: body.fence,
+        attempt: &body.attempt,
+        digest: body.digest,
+        accept: Some(&fact.dot),
     }
-    result
 }

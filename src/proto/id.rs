@@ -4,7 +4,9 @@
 //! Dots order by log name bytewise, then by sequence number; nothing is ordered by time.
 //! Sources: dots after Preguiça et al. 2010, "Dotted Version Vectors".
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -47,8 +49,39 @@ fn check_name(text: &str) -> Result<(), IdError> {
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Debug, Clone)]
         pub struct $name(Arc<str>);
+
+        // Most names that are compared are the same one in memory.
+        impl PartialEq for $name {
+            fn eq(&self, other: &Self) -> bool {
+                Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+            }
+        }
+
+        impl Eq for $name {}
+
+        impl Hash for $name {
+            fn hash<H: Hasher>(&self, state: &mut H) {
+                self.0.hash(state);
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                if Arc::ptr_eq(&self.0, &other.0) {
+                    Ordering::Equal
+                } else {
+                    self.0.cmp(&other.0)
+                }
+            }
+        }
 
         impl $name {
             /// The name as text.
@@ -298,9 +331,22 @@ impl fmt::Display for TaskId {
 }
 
 /// A job, whatever broker took it and however often it runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub Uuid);
+
+// The order of their bytes, compared as one number.
+impl Ord for JobId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.as_u128().cmp(&other.0.as_u128())
+    }
+}
+
+impl PartialOrd for JobId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 /// The name space of job ids made from a key (UUID version 5, RFC 9562).
 const KEYED_JOBS: Uuid = Uuid::from_u128(0x3f1d_5f0e_9c1b_5a77_8d54_75c9_0b6e_2a41);
@@ -323,6 +369,13 @@ impl JobId {
         let name = [key.as_bytes(), b"\0", spec.to_string().as_bytes()].concat();
         Self(Uuid::new_v5(&KEYED_JOBS, &name))
     }
+
+    /// Whether its text ends so.
+    #[must_use]
+    pub fn ends_with(&self, suffix: &str) -> bool {
+        let mut text = Uuid::encode_buffer();
+        self.0.hyphenated().encode_lower(&mut text).ends_with(suffix)
+    }
 }
 
 impl fmt::Display for JobId {
@@ -344,6 +397,13 @@ impl FromStr for JobId {
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
+    /// The digest of no bytes at all.
+    pub const NOTHING: Self = Self([
+        0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6, 0xa0, 0x40, 0x4d, 0xea, 0x36, 0xdc, 0xc9,
+        0x49, 0x9b, 0xcb, 0x25, 0xc9, 0xad, 0xc1, 0x12, 0xb7, 0xcc, 0x9a, 0x93, 0xca, 0xe4, 0x1f,
+        0x32, 0x62,
+    ]);
+
     /// The digest of bytes.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
@@ -404,3 +464,21 @@ pub struct SessionId(pub u64);
 /// A client's request that waits for replies; a number of this broker's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_of_nothing_is_what_hashing_gives() {
+        assert_eq!(Digest::NOTHING, Digest::of(b""));
+    }
+
+    #[test]
+    fn equal_names_are_equal_wherever_they_lie() {
+        let [one, other]: [LogId; 2] = ["north-1", "north-1"].map(|n| n.parse().expect("a name"));
+        let later: LogId = "north-2".parse().expect("a name");
+        assert!(one == other && one == one.clone() && one != later);
+        assert!(one.cmp(&other).is_eq() && one.cmp(&one.clone()).is_eq() && one < later);
+    }
+}

@@ -14,7 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::proto::capability::{Kind, Needs};
 use crate::proto::content::{Content, Input, Module, check_path};
-use crate::proto::id::{Digest, JobId};
+use crate::proto::contest::Preference;
+use crate::proto::id::{Digest, JobId, LogId};
 use crate::proto::limits;
 use crate::proto::precedence::Precedence;
 use crate::proto::ranges::Ranges;
@@ -79,6 +80,15 @@ pub struct JobSpec {
     /// Executors that the job may take down before it is parked.
     #[serde(default = "max_lost", skip_serializing_if = "is_max_lost")]
     pub max_lost: u32,
+    /// Which of concurrent attempts at the job is preferred after a cut.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_conflict: Preference,
+    /// Whether a cut may have the job run twice at one time.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub overlap: Overlap,
+    /// The only broker that may deploy it, by its log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<LogId>,
     /// The same key and spec are one job, however often and wherever they are submitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -136,6 +146,35 @@ pub enum AfterDeadline {
     Finish,
     /// It is stopped at once.
     Stop,
+}
+
+/// Whether two attempts at a job may run at one time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", try_from = "String")]
+pub enum Overlap {
+    /// They may, after a cut: the job goes on in each half.
+    #[default]
+    Allow,
+    /// Never: an attempt runs under its executor's lease, and the job rather waits.
+    Forbid,
+}
+
+impl FromStr for Overlap {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "allow" => Ok(Self::Allow),
+            "forbid" => Ok(Self::Forbid),
+            other => Err(format!("field `overlap`: {other:?} is neither allow nor forbid")),
+        }
+    }
+}
+
+impl TryFrom<String> for Overlap {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
 impl FromStr for AfterDeadline {
@@ -205,7 +244,7 @@ pub enum SpecError {
 }
 
 /// The fields of a spec and of what it contains.
-const FIELDS: [&str; 33] = [
+const FIELDS: [&str; 36] = [
     "command",
     "wasm",
     "args",
@@ -222,6 +261,9 @@ const FIELDS: [&str; 33] = [
     "deadline",
     "after_deadline",
     "max_lost",
+    "on_conflict",
+    "overlap",
+    "home",
     "key",
     "name",
     "array",
@@ -288,6 +330,9 @@ impl JobSpec {
             deadline: None,
             after_deadline: AfterDeadline::default(),
             max_lost: max_lost(),
+            on_conflict: Preference::default(),
+            overlap: Overlap::default(),
+            home: None,
             key: None,
             name: None,
             array: None,
@@ -395,6 +440,11 @@ impl JobSpec {
         }
         if self.deadline.is_none() && self.after_deadline != AfterDeadline::default() {
             return wrong("after_deadline", "goes with `deadline`, which is not given".into());
+        }
+        if self.overlap == Overlap::Forbid && self.key.is_some() && self.home.is_none() {
+            let problem = "must name a broker's log where `overlap` is forbid and `key` is given: \
+                           else each half of a cut network would take the job";
+            return wrong("home", problem.into());
         }
         if self.max_lost == 0 {
             return wrong("max_lost", "must be at least 1".into());

@@ -34,6 +34,40 @@ pub const ARRAY_ITEMS_MAX: usize = 10_000;
 /// Lines of `--each` that go together as one array. A line waits for no other: it goes with those
 /// that are there.
 pub const CHUNK_LINES_MAX: usize = 1000;
+/// Facts that one result carries: a submission, a rerun, a deployment, and room.
+pub const CARRIED_FACTS_MAX: usize = 16;
+/// The greatest fence of an attempt that comes with a result and not from a broker: what follows
+/// counts on from it, and must not come near the end of all counters.
+pub const CARRIED_FENCE_MAX: u64 = 1 << 40;
+/// The greatest generation that comes in the same way.
+pub const CARRIED_GENERATION_MAX: u32 = 1 << 20;
+/// Bytes of the facts that explain one attempt. What is longer is not carried about: such a job is
+/// known only to brokers.
+pub const CARRIED_BYTES_MAX: usize = 256 << 10;
+/// Checkpoints that an attempt is offered to begin with: the newest, and two to fall back to.
+pub const CHECKPOINTS_OFFERED: usize = 3;
+/// Files and directories of one checkpoint: as many as one attempt may leave behind.
+pub const CHECKPOINT_FILES_MAX: usize = 10_000;
+/// Bytes of one checkpoint: what the cache holds through which it comes back.
+pub const CHECKPOINT_BYTES_MAX: u64 = 4 << 30;
+/// Bytes of the manifest of one checkpoint: that many files with paths of some 300 bytes.
+pub const CHECKPOINT_MANIFEST_BYTES_MAX: usize = 4 << 20;
+/// How often a job's state is looked at, unless a flag says otherwise.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+/// The least of that: a few times what a look and the wait for a quiet moment take.
+pub const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// The most of that: who wants fewer wants none.
+pub const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// So long a job's state stays as it is before it is copied: the clock of a file system goes in
+/// steps of up to 10 ms, and a second change within one step would not be seen.
+pub const CHECKPOINT_QUIET: Duration = Duration::from_millis(20);
+/// Times that a state is copied or looked at which changes meanwhile, before the next interval.
+pub const CHECKPOINT_TRIES_MAX: u32 = 5;
+/// After a copy that took some time it is not copied again for so many times as long.
+pub const CHECKPOINT_PAUSE_FACTOR: u32 = 9;
+/// How long the last state of a job that is handed back may take to be copied, and then to reach a
+/// broker: less than it takes a broker to miss the executor.
+pub const CHECKPOINT_SENT_WITHIN: Duration = Duration::from_secs(3);
 /// Elements that one fact deploys.
 pub const LEASE_ELEMENTS_MAX: u64 = 256;
 /// Jobs that one job may wait for with `after`.
@@ -263,6 +297,8 @@ pub const OUTPUT_WINDOW_BYTES: u64 = 1 << 20;
 pub const FOLLOWERS_PER_EXECUTOR_MAX: usize = 1_024;
 /// Runs of numbers that are shown of an array's elements in one state.
 pub const RUNS_SHOWN_MAX: usize = 100;
+/// Characters of a reason that an executor gives.
+pub const REASON_CHARS_MAX: usize = 200;
 /// Reasons kept with a parked job.
 pub const REASONS_MAX: usize = 16;
 
@@ -323,17 +359,43 @@ pub const RESULTS_TOGETHER_MAX: usize = 256;
 pub const RESULTS_TOGETHER_WITHIN: Duration = Duration::from_millis(20);
 /// Ends of an array's elements that are told to a client before it took any.
 pub const ELEMENTS_TOLD_MAX: usize = 4_096;
+/// The least time that a broker's own loop stood still and that is nobody's silence.
+pub const OWN_PAUSE_MIN: Duration = Duration::from_millis(20);
+/// Executors that a broker must have lost sight of at once before it suspects its own link.
+pub const UNSEEN_MIN: usize = 2;
+/// What a broker adds to a lease that it counts, beside the drift: clocks tick in steps.
+pub const LEASE_GRANULE: Duration = Duration::from_millis(1);
+/// A failure that came sooner says something of its executor, if others do better.
+pub const FAILS_FAST_WITHIN: Duration = Duration::from_secs(1);
+/// So many of those in a row, while others succeed, and an executor is left alone.
+pub const FAILS_FAST_MIN: u32 = 10;
+/// How long at first; each further time doubles it.
+pub const AVOID_FAILING_FIRST: Duration = Duration::from_secs(1);
+/// How long at the most: somebody may have mended it.
+pub const AVOID_FAILING_MAX: Duration = Duration::from_secs(60);
 /// How long an executor is left alone that handed an attempt back while it goes on.
 pub const AVOID_AFTER_HAND_BACK: Duration = Duration::from_millis(500);
 /// Descriptors that an executor needs beside those of its jobs.
 pub const DESCRIPTORS_OF_EXECUTOR: u64 = 40;
 /// Descriptors that one running job takes in its executor at the most: the ends of its pipes, its
-/// long outputs, its standard input, a blob on its way.
+/// long outputs, its standard input, a blob on its way, its state while it is copied.
 pub const DESCRIPTORS_PER_JOB: u64 = 8;
 /// The pause before an executor asks a broker again that refused it.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// Tries to reach a broker, somewhat over a second, before an executor says that none answers.
 pub const REJOIN_TRIES_QUIET: u32 = 8;
+/// Logs of one lineage that an executor is told: one for each boot of the broker's machine.
+pub const LINEAGE_TOLD_MAX: usize = 10_000;
+/// Heartbeats whose answers an executor waits for; older ones renew no lease.
+pub const HEARTBEATS_UNANSWERED_MAX: usize = 64;
+/// How much longer a broker counts a lease than the executor that has it, in percent: far more than
+/// clocks of machines differ in their rate.
+pub const LEASE_DRIFT_PERCENT: u32 = 1;
+/// Attempts that an executor remembers as stopped, so that an order that comes twice begins none of
+/// them again.
+pub const STOPPED_REMEMBERED_MAX: usize = 1_024;
+/// Results that an executor keeps though one broker has them; the oldest gives way.
+pub const RESULTS_KEPT_MAX: usize = 1_000;
 /// How long an executor that ends waits for its jobs, unless a flag says otherwise.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an executor whose jobs have ended waits for its last results to be acknowledged; they
@@ -346,6 +408,8 @@ pub const KILL_GRACE: Duration = Duration::from_secs(2);
 /// How long a broker waits for the proof that a dead executor's jobs have no process left: longer
 /// than its guard takes to kill them, short beside the loss of the work.
 pub const TREE_GONE_WITHIN: Duration = Duration::from_millis(300);
+/// How long an executor that starts waits for one of the same identity on its host to be gone.
+pub const NAME_FREE_WITHIN: Duration = Duration::from_secs(1);
 /// How long an executor that starts kills what an earlier life left, before it says what it could
 /// not: a killed process may have to write its memory out first.
 pub const LEFTOVERS_KILLED_WITHIN: Duration = Duration::from_secs(5);
@@ -365,6 +429,8 @@ const _: () = assert!(
     OUTPUT_INLINE_BYTES_MAX * 2 * 6 < LINE_BYTES_MAX,
     "a result with both outputs inline fits a line even if every byte is escaped"
 );
+const _: () = assert!(CHECKPOINT_BYTES_MAX <= BLOB_CACHE_BYTES_MAX, "a checkpoint fits the cache");
+const _: () = assert!(CHECKPOINT_SENT_WITHIN.as_millis() < LOST_AFTER.as_millis());
 const _: () = assert!(OUTPUT_CHUNK_BYTES * 6 < LINE_BYTES_MAX, "a piece of output fits a line");
 const _: () = assert!(STDIN_INLINE_BYTES_MAX * 6 < SPEC_BYTES_MAX, "inline stdin fits a spec");
 const _: () = assert!(HEARTBEAT.as_millis() * 2 <= SUSPECT_AFTER.as_millis());

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::proto::capability::{Capability, Load};
 use crate::proto::clock::Clock;
-use crate::proto::id::{AttemptId, ExecutorId, Incarnation, JobId, LogId};
+use crate::proto::id::{AttemptId, Digest, ExecutorId, Incarnation, JobId, LogId};
 use crate::proto::job::JobSpec;
 use crate::proto::limits;
 use crate::proto::ranges::Ranges;
@@ -19,6 +19,11 @@ use crate::proto::units::Span;
 
 /// The version of the session's messages.
 pub const SESSION_VERSION: u32 = 1;
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the shape that serde asks for
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
 
 /// From an executor to its broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +38,9 @@ pub enum ExecutorMessage {
         /// Whether it takes nothing new because it is about to end.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         draining: bool,
+        /// Its number in this life of the executor, from 1; `heard` names it again.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        number: u64,
     },
     /// An attempt ended; sent again in each session until it is acknowledged.
     Result(Box<ResultMessage>),
@@ -43,7 +51,13 @@ pub enum ExecutorMessage {
         /// Whether it had not even begun.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         unbegun: bool,
+        /// Why, in words, where the executor stopped it by itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
+    /// An attempt's state was kept, and its broker has the blobs; sent again in each session while
+    /// the attempt runs.
+    Checkpoint(Box<CheckpointMessage>),
     /// A piece of live output.
     Output(OutputChunk),
     /// No more output will come for this follower: the attempt ended or is not here.
@@ -75,6 +89,28 @@ pub struct Hello {
     pub cgroup: Option<String>,
     /// The attempts that run or wait there, and those with a result not yet acknowledged.
     pub attempts: Vec<AttemptId>,
+    /// The job of each of those, in the same order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<JobId>,
+}
+
+/// State of an attempt that a further attempt can go on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointMessage {
+    /// Whose state it is.
+    pub attempt: AttemptId,
+    /// The attempt's job.
+    pub job: JobId,
+    /// Its number among those of the attempt, from 1.
+    pub number: u64,
+    /// The blob that lists its files (`checkpoint::Manifest`).
+    pub manifest: Digest,
+    /// How many files it has.
+    pub files: u64,
+    /// Their bytes together.
+    pub bytes: u64,
+    /// The executor's history of the job.
+    pub clock: Clock,
 }
 
 /// A result on its way to a broker.
@@ -94,6 +130,10 @@ pub struct ResultMessage {
     /// How long it ran, in microseconds by the executor's monotonic clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_us: Option<u64>,
+    /// The facts of the job that its executor was given, verbatim, for a broker that may not have
+    /// them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<Arc<str>>,
 }
 
 /// A piece of live output for one follower.
@@ -131,6 +171,9 @@ pub enum BrokerMessage {
         /// look like silence.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         heartbeat_max: Option<Span>,
+        /// The logs that this one carries on: attempts that they deployed are its own.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        continues: Vec<LogId>,
     },
     /// The executor is not registered, and why; the session ends.
     Refused {
@@ -141,6 +184,11 @@ pub enum BrokerMessage {
     },
     /// Run this.
     Start(Box<StartOrder>),
+    /// An attempt that was announced is wanted still, and its lease is renewed in this session.
+    Keep {
+        /// Which.
+        attempt: AttemptId,
+    },
     /// Stop this attempt and all its processes.
     Stop {
         /// Which.
@@ -155,11 +203,29 @@ pub enum BrokerMessage {
         /// At which elements of an array.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         elements: Option<Ranges>,
+        /// Whether it is to be kept all the same until `released`: no other broker has it yet.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keep: bool,
+    },
+    /// Two brokers have the attempt's result, or no other can be reached: the executor may forget
+    /// it.
+    Released {
+        /// Which; of an array's job the deployment.
+        attempt: AttemptId,
+        /// At which elements of an array.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        elements: Option<Ranges>,
     },
     /// Hand back what has not begun.
     Recall,
+    /// The broker ends; what runs goes on, and is announced to the next broker.
+    Leaving,
     /// The answer to a heartbeat.
-    Heard,
+    Heard {
+        /// The heartbeat's number.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        number: u64,
+    },
     /// Send this attempt's output as it comes.
     Follow {
         /// The follower's number.
@@ -211,6 +277,17 @@ pub struct StartOrder {
     /// What those elements stand for, in their order, where the array has items.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub items: Vec<Text>,
+    /// Where the job must not overlap: how long the attempt may run after the executor sent the
+    /// latest heartbeat that was answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Span>,
+    /// Checkpoints to begin with, by the digests of their manifests, the newest first: the first
+    /// that can be had whole is used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<Digest>,
+    /// The job's facts that explain the attempt, verbatim: `submitted`, `rerun`, `deployed`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<Arc<str>>,
 }
 
 impl StartOrder {
@@ -224,6 +301,8 @@ impl StartOrder {
             elements: None,
             items: vec![],
             clock: self.clock.clone(),
+            checkpoints: self.checkpoints.clone(),
+            carried: self.carried.clone(),
             ..self
         };
         let most = usize::try_from(limits::LEASE_ELEMENTS_MAX).unwrap_or(usize::MAX);

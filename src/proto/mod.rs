@@ -8,6 +8,7 @@
 pub mod arbitrate;
 pub mod broker;
 pub mod capability;
+pub mod checkpoint;
 pub mod clock;
 pub mod content;
 pub mod contest;

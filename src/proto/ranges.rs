@@ -26,6 +26,9 @@ pub struct Ranges {
 pub struct RangesError(String);
 
 impl Ranges {
+    /// The set of no numbers.
+    pub const EMPTY: Self = Self { runs: BTreeMap::new(), len: 0 };
+
     /// The set of one number.
     #[must_use]
     pub fn one(number: u64) -> Self {
@@ -157,7 +160,9 @@ impl Ranges {
         let (few, many) =
             if self.runs.len() <= other.runs.len() { (self, other) } else { (other, self) };
         for (first, last) in few.runs() {
-            both.extend(&many.within(first, last));
+            for (start, end) in many.runs_within(first, last) {
+                both.insert_run(start, end);
+            }
         }
         both
     }
@@ -166,11 +171,16 @@ impl Ranges {
     #[must_use]
     pub fn within(&self, first: u64, last: u64) -> Self {
         let mut part = Self::default();
-        let runs = self.runs.range(..=last).rev().take_while(|(_, end)| **end >= first);
-        for (start, end) in runs {
-            part.insert_run((*start).max(first), (*end).min(last));
+        for (start, end) in self.runs_within(first, last) {
+            part.insert_run(start, end);
         }
         part
+    }
+
+    /// The runs of what lies from `first` to `last`, descending.
+    pub fn runs_within(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+        let runs = self.runs.range(..=last).rev().take_while(move |(_, end)| **end >= first);
+        runs.map(move |(start, end)| ((*start).max(first), (*end).min(last)))
     }
 
     /// Up to `count` of the least numbers.

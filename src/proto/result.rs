@@ -73,9 +73,11 @@ impl Stream {
     }
 
     fn digest(&self) -> Digest {
-        match self.blob {
-            Some(digest) => digest,
-            None => Digest::of(&self.bytes().unwrap_or_default()),
+        match (self.blob, &self.text) {
+            (Some(digest), _) => digest,
+            (None, Some(text)) => Digest::of(text.as_bytes()),
+            (None, None) if self.base64.is_none() => Digest::NOTHING,
+            (None, None) => Digest::of(&self.bytes().unwrap_or_default()),
         }
     }
 
@@ -193,18 +195,26 @@ impl JobResult {
     /// The digest of the content.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        let number = |value: Option<i32>| value.map_or("-".to_owned(), |n| n.to_string());
-        let mut content = format!(
-            "exit {}\nsignal {}\nerror {}\ntimed_out {}\nstdout {} {}\nstderr {} {}\n",
-            number(self.exit),
-            number(self.signal),
-            self.error.as_deref().unwrap_or("-"),
-            self.timed_out,
-            self.stdout.digest(),
-            self.stdout.truncated,
-            self.stderr.digest(),
-            self.stderr.truncated,
-        );
+        let mut content = String::with_capacity(256);
+        for (name, value) in [("exit ", self.exit), ("\nsignal ", self.signal)] {
+            content.push_str(name);
+            match value {
+                Some(number) => content.push_str(&number.to_string()),
+                None => content.push('-'),
+            }
+        }
+        let truth = |value: bool| if value { "true" } else { "false" };
+        content.push_str("\nerror ");
+        content.push_str(self.error.as_deref().unwrap_or("-"));
+        content.push_str("\ntimed_out ");
+        content.push_str(truth(self.timed_out));
+        for (name, stream) in [("\nstdout ", &self.stdout), ("\nstderr ", &self.stderr)] {
+            content.push_str(name);
+            content.push_str(blake3::Hash::from_bytes(stream.digest().0).to_hex().as_str());
+            content.push(' ');
+            content.push_str(truth(stream.truncated));
+        }
+        content.push('\n');
         for (path, file) in &self.outputs {
             let OutputFile { size, blob, executable } = file;
             content.push_str(&format!("output {path:?} {size} {blob} {executable}\n"));
@@ -233,6 +243,9 @@ impl JobResult {
     #[must_use]
     pub fn merge_runs(results: &[&Self]) -> Option<(Self, Vec<Run>)> {
         let (first, others) = results.split_first()?;
+        if others.is_empty() {
+            return first.as_one_run();
+        }
         let plain = first.without_run();
         if others.iter().any(|other| other.without_run() != plain) {
             return None;
@@ -256,6 +269,15 @@ impl JobResult {
         let started_at = WallTime(start).to_string();
         let ended_at = WallTime(end).to_string();
         Some((Self { started_at, ended_at, ..plain }, runs.collect()))
+    }
+
+    /// A single result as if it had been brought together from several.
+    fn as_one_run(&self) -> Option<(Self, Vec<Run>)> {
+        let started = WallTime::parse(&self.started_at)?;
+        let ended = WallTime::parse(&self.ended_at)?.max(started);
+        let run = Run { took_ms: ended.0 - started.0, ..self.run() };
+        let ended_at = ended.to_string();
+        Some((Self { ended_at, cpu_us: 0, memory_max: 0, ..self.clone() }, vec![run]))
     }
 
     /// When it ran and what it used, as far as its times are times of ours.

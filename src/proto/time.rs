@@ -61,13 +61,21 @@ impl WallTime {
         let seconds = days * 86_400 + hour * 3_600 + minute * 60 + second;
         let time = Self(seconds * 1_000 + number(20, 23)?);
         // The 30th of February and its like are no times.
-        (time.to_string() == text).then_some(time)
+        (time.text() == *bytes).then_some(time)
     }
 }
 
-impl fmt::Display for WallTime {
-    /// RFC 3339 in UTC with milliseconds. The date follows Howard Hinnant's `civil_from_days`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// Writes a number in the given digits, with zeros in front.
+fn digits(into: &mut [u8], mut number: u64) {
+    for digit in into.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
+        number /= 10;
+    }
+}
+
+impl WallTime {
+    /// What `Display` writes. The date follows Howard Hinnant's `civil_from_days`.
+    fn text(self) -> [u8; 24] {
         let millis = self.0.min(WALL_TIME_MAX);
         let (days, rest) = (millis / 86_400_000 + 719_468, millis % 86_400_000);
         let (era, day_of_era) = (days / 146_097, days % 146_097);
@@ -80,7 +88,23 @@ impl fmt::Display for WallTime {
         let year = year_of_era + era * 400 + u64::from(month <= 2);
         let (hour, minute) = (rest / 3_600_000, rest / 60_000 % 60);
         let (second, milli) = (rest / 1000 % 60, rest % 1000);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        digits(&mut text[0..4], year);
+        digits(&mut text[5..7], month);
+        digits(&mut text[8..10], day);
+        digits(&mut text[11..13], hour);
+        digits(&mut text[14..16], minute);
+        digits(&mut text[17..19], second);
+        digits(&mut text[20..23], milli);
+        text
+    }
+}
+
+impl fmt::Display for WallTime {
+    /// RFC 3339 in UTC with milliseconds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Digits and punctuation are always UTF-8.
+        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
     }
 }
 

@@ -17,6 +17,11 @@ use crate::proto::precedence::Precedence;
 use crate::proto::ranges::Ranges;
 use crate::proto::text::Text;
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // the shape that serde asks for
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -256,13 +261,51 @@ pub struct RunningView {
     pub heard_ms: Option<u64>,
 }
 
+/// How a broker's executors were lost and found since it started. Counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Detection {
+    /// Executors lost as their process had ended.
+    pub lost_ended: u64,
+    /// Executors lost by their silence.
+    pub lost_silent: u64,
+    /// Executors lost as they did not connect again.
+    pub lost_away: u64,
+    /// Executors lost on their operator's word.
+    pub lost_declared: u64,
+    /// Attempts that were given up.
+    pub attempts_lost: u64,
+    /// Attempts that were given up and there again, and went on.
+    pub regained: u64,
+    /// Executors that were given more time, as this broker may be cut off itself.
+    pub doubts: u64,
+    /// Times at which this broker's own loop had stood still.
+    pub own_pauses: u64,
+    /// Executors that were refused as another process has their identity.
+    pub clones: u64,
+    /// Times at which an executor was left alone as it failed everything.
+    pub avoided: u64,
+    /// Results that said something else than an earlier one of the same attempt.
+    pub equivocations: u64,
+}
+
 /// One executor as this broker sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecutorView {
     /// Its lasting identity.
     pub executor: ExecutorId,
-    /// `alive`, `suspect`, or `away`: no session, its attempts not yet lost.
+    /// `alive`; `draining`; `avoided`: it failed or handed back too much; `suspect`: silent for a
+    /// while; `away`: no session, its attempts not yet lost; `doubted`: it would be lost if the
+    /// broker did not suspect its own link.
     pub state: String,
+    /// Whether it is on the broker's host, as its connection tells.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
+    /// Milliseconds until it is lost if nothing is heard of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_in_ms: Option<u64>,
+    /// Results of its attempts that said something else than an earlier one of the same attempt.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub equivocations: u64,
     /// Milliseconds since it was last heard of.
     pub heard_ms: u64,
     /// Its process id.
@@ -295,6 +338,8 @@ pub struct StatusView {
     pub executors: u64,
     /// Jobs that wait in the queue of each level.
     pub queued: BTreeMap<Precedence, u64>,
+    /// How executors were lost and found.
+    pub detection: Detection,
 }
 
 /// The books of the broker: what must add up (acceptance case A2).

@@ -1,10 +1,11 @@
 //! One job without a broker: the path of an attempt, with somebody else who decides.
 //!
 //! Stands in for the core where there is none: ends an attempt whose time is over, repeats a
-//! failed one, ends all when a signal asks for it. Reads no spec and prints nothing.
-//! Everything is kept below one directory, which the caller makes and removes.
+//! failed one from the state in which it ended, ends all when a signal asks for it. Reads no spec
+//! and prints nothing. Everything is kept below one directory, which the caller makes and removes.
 //! Law: when this returns, no process of the job is left (tests/exec/run.rs).
 
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -22,6 +23,7 @@ use crate::proto::limits;
 use crate::proto::message::StartOrder;
 use crate::proto::result::JobResult;
 use crate::proto::rng::Rng;
+use crate::runtime::attempt::checkpoint::{self, Checkpoint, Checkpoints};
 use crate::runtime::attempt::outputs::Place;
 use crate::runtime::attempt::{self, Workshop};
 use crate::runtime::entropy;
@@ -88,13 +90,20 @@ impl Finished {
     }
 }
 
-/// There are no blobs where there is no broker.
-#[derive(Debug)]
-struct NoBlobs;
+/// There are no blobs where there is no broker, but those of the attempt before: the state in which
+/// it ended.
+#[derive(Debug, Default)]
+struct OwnBlobs {
+    place: RefCell<Option<PathBuf>>,
+}
 
-impl Fetch for NoBlobs {
+impl Fetch for OwnBlobs {
     fn fetch(&self, digest: Digest) -> impl Future<Output = Result<File, String>> {
-        std::future::ready(Err(format!("blob {digest}: there is no broker to ask for it")))
+        let place = self.place.borrow();
+        let opened =
+            place.as_ref().and_then(|place| File::open(place.join(digest.to_string())).ok());
+        let absent = || format!("blob {digest}: there is no broker to ask for it");
+        std::future::ready(opened.ok_or_else(absent))
     }
 }
 
@@ -110,7 +119,7 @@ pub fn run(
 ) -> Result<Finished, AloneError> {
     let guard = spawner.guard();
     let failed = |what| move |source| AloneError::System { what, source };
-    for name in ["output", "rooms"] {
+    for name in ["output", "rooms", "checkpoints"] {
         rundir::ensure_dir(&directory.join(name), PRIVATE_MODE)?;
     }
     spawner::become_subreaper().map_err(failed("take orphans in"))?;
@@ -122,7 +131,8 @@ pub fn run(
             rooms: Rooms::open(directory.join("rooms")).map_err(failed("make a place for it"))?,
             output: directory.join("output"),
             wasm: spec.wasm.as_ref().map(|_| Wasm::new(directory, 1)).transpose()?,
-            fetch: NoBlobs,
+            fetch: OwnBlobs::default(),
+            checkpoints: Checkpoints { directory: directory.join("checkpoints"), interval: None },
         };
         let stop = Stop::listen().map_err(failed("listen for signals"))?;
         let finished = try_often(&workshop, Arc::new(spec), stop).await;
@@ -149,7 +159,7 @@ fn cannot_run(reason: String) -> JobResult {
 }
 
 async fn try_often(
-    workshop: &Workshop<NoBlobs>,
+    workshop: &Workshop<OwnBlobs>,
     spec: Arc<JobSpec>,
     mut stop: Stop,
 ) -> Result<Finished, AloneError> {
@@ -160,6 +170,7 @@ async fn try_often(
         .expect("a short name of plain letters");
     let mut pause = limits::RETRY_BACKOFF_FIRST;
     let mut tries = 1;
+    let state = Cell::new(None);
     let deadline = spec.deadline.map(|span| Instant::now() + span.duration());
     let stop_at = deadline.filter(|_| spec.after_deadline == AfterDeadline::Stop);
     loop {
@@ -172,10 +183,16 @@ async fn try_often(
             clock: Clock::default(),
             elements: None,
             items: vec![],
+            lease: None,
+            checkpoints: state.get().into_iter().collect(),
+            carried: vec![],
             spec: Arc::clone(&spec),
         };
         let kept = Job::new(&order, &workshop.output);
-        let ended = try_once(workshop, &order, &kept, stop_at, &mut stop).await?;
+        if tries <= u64::from(spec.retries) {
+            kept.leave_state();
+        }
+        let ended = try_once(workshop, &order, &kept, stop_at, &mut stop, &state).await?;
         let Ended { result, mut stopped, mut expired } = ended;
         let again = !result.is_success() && stopped.is_none() && !expired;
         let again = again && tries <= u64::from(spec.retries);
@@ -187,6 +204,11 @@ async fn try_often(
                 signal = stop.next() => stopped = Some(signal),
                 () = tokio::time::sleep(pause) => {
                     kept.discard();
+                    if kept.has_checkpoint() {
+                        let directory = &workshop.checkpoints.directory;
+                        let place = checkpoint::place(directory, &attempt);
+                        workshop.fetch.place.replace(Some(place));
+                    }
                     Place::new(&workshop.output, &attempt).discard();
                     pause = (pause * 2).min(limits::RETRY_BACKOFF_MAX);
                     tries += 1;
@@ -212,11 +234,12 @@ struct Ended {
 /// One attempt with its time-out and the moment at which its deadline stops it. The first signal
 /// asks its processes to end, the second one and the end of the grace kill them.
 async fn try_once(
-    workshop: &Workshop<NoBlobs>,
+    workshop: &Workshop<OwnBlobs>,
     order: &StartOrder,
     job: &Job,
     stop_at: Option<Instant>,
     stop: &mut Stop,
+    state: &Cell<Option<Digest>>,
 ) -> Result<Ended, AloneError> {
     let far = limits::TIMEOUT_MAX;
     let within = order.spec.timeout.map_or(far, |span| span.duration());
@@ -224,7 +247,8 @@ async fn try_once(
     let mut kill_at = None::<Instant>;
     let (mut timed_out, mut expired, mut stopped) = (false, false, None);
     let stop_at = stop_at.unwrap_or(timeout + far);
-    let running = attempt::run(workshop, order, job);
+    let keep = async |made: Checkpoint| state.set(Some(made.manifest));
+    let running = attempt::run(workshop, order, job, &keep);
     tokio::pin!(running);
     let tell = |signal| job.control.signal(&workshop.link, signal);
     loop {

@@ -1,13 +1,15 @@
 //! One attempt: from an order to a result, whatever runs it.
 //!
 //! Takes a room, puts in what the job begins with (attempt/inputs.rs), runs it as a native program
-//! (process.rs) or as a WASI module, keeps what it left (attempt/outputs.rs), and gives the room
-//! back. Decides nothing: time-outs, stops and retries are the core's.
+//! (process.rs) or as a WASI module, keeps its state meanwhile (attempt/checkpoint.rs) and what it
+//! left (attempt/outputs.rs), and gives the room back. Decides nothing: time-outs, stops and
+//! retries are the core's.
 //! Whatever goes wrong becomes a result with an `error`; there is no other way out.
 //! Exit status 126: something that the job needs could not be had.
 //! Law: when a result is returned, nothing of the attempt runs, its output is complete, and of its
 //! files only those remain that the result names (tests/exec.rs).
 
+pub mod checkpoint;
 pub mod inputs;
 pub mod outputs;
 
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::proto::capability::Kind;
+use crate::proto::id::Digest;
 use crate::proto::message::StartOrder;
 use crate::proto::result::JobResult;
 use crate::runtime::entropy;
@@ -25,6 +28,9 @@ use crate::runtime::process::{self, Control, Job, SpawnerGone, Unstarted, Used};
 use crate::runtime::rooms::{Room, Rooms};
 use crate::runtime::spawner::{self, Link};
 use crate::runtime::wasm::Runtime as Wasm;
+
+use checkpoint::restore::restore;
+use checkpoint::{Checkpoint, Checkpoints, Watcher};
 
 /// What all attempts of an executor share.
 #[derive(Debug)]
@@ -35,6 +41,8 @@ pub struct Workshop<F> {
     pub rooms: Rooms,
     /// Where long outputs and the files of results are kept.
     pub output: PathBuf,
+    /// How the state of jobs is kept while they run.
+    pub checkpoints: Checkpoints,
     /// What runs WASI modules; nothing where they are not run.
     pub wasm: Option<Wasm>,
     /// Where blobs come from.
@@ -44,6 +52,8 @@ pub struct Workshop<F> {
 /// What a job begins with.
 struct Ready {
     stdin: Option<OwnedFd>,
+    /// The checkpoint that it goes on from.
+    state: Option<Digest>,
 }
 
 /// Whether work for a job is to be broken off; shared with the thread that does it.
@@ -64,7 +74,8 @@ impl BrokenOff {
 }
 
 /// Runs an attempt to its end. Where the executor lacks something at the moment, so that it could
-/// not begin, there is no result but the reason: another executor may have it.
+/// not begin, there is no result but the reason: another executor may have it. `tell` is told of
+/// each checkpoint, before the end.
 ///
 /// # Errors
 /// The spawner died; there is no result.
@@ -72,13 +83,14 @@ pub async fn run<F: Fetch>(
     workshop: &Workshop<F>,
     order: &StartOrder,
     job: &Job,
+    tell: &impl AsyncFn(Checkpoint),
 ) -> Result<Result<JobResult, String>, SpawnerGone> {
     let mut result = JobResult { started_at: entropy::wall().to_string(), ..JobResult::default() };
     let room = match workshop.rooms.take() {
         Ok(room) => room,
         Err(error) => return Ok(Err(format!("no directory for the job can be made: {error}"))),
     };
-    let done = run_in(workshop, order, job, &room, &mut result).await;
+    let done = run_in(workshop, order, job, &room, &mut result, tell).await;
     let clean = done.is_ok() && result.unproven.is_none();
     workshop.rooms.give_back(room, clean).await;
     let unfit = done?.err();
@@ -99,17 +111,29 @@ async fn run_in<F: Fetch>(
     job: &Job,
     room: &Room,
     result: &mut JobResult,
+    tell: &impl AsyncFn(Checkpoint),
 ) -> Result<Result<(), String>, SpawnerGone> {
+    let mut watcher = Watcher::new(&workshop.checkpoints, order, room, job);
     let ended = match prepare(workshop, order, job, room).await {
-        Ok(ready) => run_prepared(workshop, order, job, room, ready).await?,
+        Ok(ready) => {
+            watcher.begins_with(ready.state);
+            let running = run_prepared(workshop, order, job, room, ready);
+            watcher.watch(running, tell).await?
+        }
         Err(unstarted) => Err(unstarted),
     };
     job.stdout.end();
     job.stderr.end();
     match ended {
+        Ok(used) if used.lapsed => return Ok(Err(process::LAPSED.into())),
         Ok(used) => {
             fill(result, used);
             job.control.over();
+            if job.leaves_state()
+                && let Some(made) = watcher.last().await
+            {
+                tell(made).await;
+            }
             collect(workshop, order, job, room, result).await;
         }
         Err(Unstarted::Unfit(reason)) => return Ok(Err(reason)),
@@ -135,7 +159,8 @@ async fn prepare<F: Fetch>(
     let unable = |error| Unstarted::unable(format!("standard input: {error}"));
     let stdin = stdin.map_err(unable)?;
     inputs::put_all(&workshop.fetch, order, &job.control, room.work()).await?;
-    Ok(Ready { stdin })
+    let state = restore(&workshop.fetch, order, &job.control, room.checkpoint()).await?;
+    Ok(Ready { stdin, state })
 }
 
 async fn run_prepared<F: Fetch>(
@@ -151,7 +176,10 @@ async fn run_prepared<F: Fetch>(
             process::run(&workshop.link, order, job, room.work(), Some(own), ready.stdin).await
         }
         Kind::Wasm => match &workshop.wasm {
-            Some(wasm) => Ok(wasm.run(&workshop.fetch, order, job, room.work(), ready.stdin).await),
+            Some(wasm) => {
+                let places = (room.work(), room.checkpoint());
+                Ok(wasm.run(&workshop.fetch, order, job, places, ready.stdin).await)
+            }
             None => Ok(Err(Unstarted::unable("this executor runs no WASI modules".into()))),
         },
     }

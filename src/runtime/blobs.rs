@@ -149,6 +149,32 @@ impl Blobs {
         }
     }
 
+    fn aside(&self, digest: &Digest) -> PathBuf {
+        self.directory.join("tmp").join(format!("{digest}.damaged"))
+    }
+
+    /// Whether a blob was set aside since this process began.
+    #[must_use]
+    pub fn was_damaged(&self, digest: &Digest) -> bool {
+        self.aside(digest).exists()
+    }
+
+    /// Takes a blob out whose bytes turned out to be others than its name says, so that it can be
+    /// had again: it counts as absent from then on, and its bytes are kept for who wants to look.
+    ///
+    /// # Errors
+    /// [`BlobError::Disk`]; it is where it was.
+    pub fn set_aside(&self, digest: &Digest) -> Result<(), BlobError> {
+        let aside = self.aside(digest);
+        let path = self.path(digest);
+        match fs::rename(&path, &aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(BlobError::disk("set aside", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// How many blobs there are and how many bytes they have, uploads under way among them. Looks
     /// at each; what cannot be looked at is left out.
     #[must_use]

@@ -13,6 +13,7 @@ pub mod identity;
 
 mod blobs;
 mod cache;
+mod checkpoints;
 mod descriptors;
 mod follow;
 mod jobs;
@@ -22,6 +23,7 @@ mod session;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -36,7 +38,9 @@ use crate::proto::id::{AttemptId, ExecutorId, Incarnation, LogId};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, ResultMessage};
 use crate::proto::result::JobResult;
+use crate::proto::time::Monotonic;
 use crate::runtime::attempt;
+use crate::runtime::attempt::checkpoint::{Checkpoint, Checkpoints};
 use crate::runtime::endpoint::{Address, EndpointError};
 use crate::runtime::entropy;
 use crate::runtime::isolation::leftovers::{self, Leftovers};
@@ -51,6 +55,7 @@ use crate::runtime::spawner::{self, Link, Spawner};
 use crate::runtime::spool::{Spool, SpoolError};
 use crate::runtime::wasm::{Runtime as Wasm, WasmError};
 
+use checkpoints::Sending;
 use follow::Followers;
 use identity::IdentityError;
 use kept::Kept;
@@ -71,6 +76,8 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// How long it waits for its jobs when it is to end.
     pub drain_timeout: Duration,
+    /// How often the state of jobs is looked at.
+    pub checkpoint_interval: Duration,
     /// How far native jobs are kept apart.
     pub isolation: Level,
     /// Directories beside its own that a native job may write to.
@@ -87,6 +94,13 @@ pub enum ExecutorError {
     /// The identity cannot be used. Nothing was run.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Another process on this host has this executor's identity. Nothing was run, and nothing that
+    /// it runs was touched.
+    #[error("executor {executor} runs on this host already; is its data directory a copy?")]
+    Copied {
+        /// The identity.
+        executor: ExecutorId,
+    },
     /// `$UCP_BROKER` holds a text that is no address. Nothing was run.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
@@ -128,6 +142,9 @@ enum Event {
     Connected(Box<Connected>),
     Message(u64, BrokerMessage),
     Closed(u64, String),
+    Checkpointed(AttemptId, Checkpoint),
+    /// A message that waited has left.
+    Sent,
     Ended(AttemptId, Result<Result<Box<JobResult>, String>, SpawnerGone>),
 }
 
@@ -205,7 +222,7 @@ pub fn run(
     mut announce: impl FnMut(Registration<'_>) -> io::Result<()>,
 ) -> Result<Ended, ExecutorError> {
     let failed = |what| move |source| ExecutorError::System { what, source };
-    let guard = spawner.guard();
+    let (guard, mark) = (spawner.guard(), spawner.mark());
     spawner::become_subreaper().map_err(failed("take orphans in"))?;
     descriptors::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -221,7 +238,9 @@ pub fn run(
         shell.serve(stop, &mut announce).await
     });
     if matches!(ended, Err(ExecutorError::Spawner)) {
-        if !spawner::await_tree_gone(guard, limits::GUARD_WITHIN) {
+        if spawner::await_tree_gone(guard, limits::GUARD_WITHIN) {
+            mark.set();
+        } else {
             tracing::error!("processes of jobs are left that cannot be killed");
         }
         // The guard does it, unless it was killed.
@@ -242,10 +261,13 @@ struct Shell<'a> {
     spool_error: Option<SpoolError>,
     workshop: Rc<Workshop>,
     jobs: BTreeMap<AttemptId, Rc<Job>>,
+    /// The leases of attempts that are about to begin.
+    leases: BTreeMap<AttemptId, Monotonic>,
     /// Ended attempts that the core has not spoken of since.
     ended: Vec<AttemptId>,
     session: Option<Rc<Session>>,
     followers: Followers,
+    sending: Sending,
     /// What the broker said of followers, to be heeded when the core's orders are carried out: an
     /// attempt may have been ordered just before.
     follows: Vec<(Rc<Session>, BrokerMessage)>,
@@ -265,6 +287,7 @@ struct Shell<'a> {
     phase: Phase,
     supervisor: Supervisor,
     _lock: rundir::DataLock,
+    _sole: UnixListener,
 }
 
 impl<'a> Shell<'a> {
@@ -296,6 +319,8 @@ impl<'a> Shell<'a> {
         let what = "take over the jobs' directories";
         let rooms = Rooms::open(kept.data.join("rooms"));
         let rooms = rooms.map_err(|source| ExecutorError::System { what, source })?;
+        let interval = Some(settings.checkpoint_interval);
+        let checkpoints = Checkpoints { directory: kept.data.join("checkpoints"), interval };
         let fetch = blobs::Source::new(kept.data.join("cache/blobs"));
         Ok(Self {
             settings,
@@ -304,11 +329,13 @@ impl<'a> Shell<'a> {
             spool: kept.spool,
             unspooled: BTreeMap::new(),
             spool_error: None,
-            workshop: Rc::new(Workshop { link, rooms, output, wasm, fetch }),
+            workshop: Rc::new(Workshop { link, rooms, output, checkpoints, wasm, fetch }),
             jobs: BTreeMap::new(),
+            leases: BTreeMap::new(),
             ended: vec![],
             session: None,
             followers: Followers::default(),
+            sending: Sending::default(),
             follows: vec![],
             registered: None,
             announced: false,
@@ -324,6 +351,7 @@ impl<'a> Shell<'a> {
             phase: Phase::Working,
             supervisor: Supervisor::of_environment(),
             _lock: kept.lock,
+            _sole: kept.sole,
         })
     }
 
@@ -397,6 +425,10 @@ impl<'a> Shell<'a> {
                     self.input(ExecutorInput::Disconnected);
                 }
             }
+            Event::Checkpointed(attempt, Checkpoint { manifest, files, bytes }) => {
+                self.input(ExecutorInput::Checkpointed { attempt, manifest, files, bytes });
+            }
+            Event::Sent => {}
             Event::Ended(attempt, Ok(Err(reason))) => {
                 self.ended.push(attempt.clone());
                 self.input(ExecutorInput::Unfit { attempt, reason });
@@ -424,24 +456,7 @@ impl<'a> Shell<'a> {
                     self.refused = Some(format!("it refused ({code}): {detail}"));
                     self.pause.refused(session.address());
                 }
-                let done = match &message {
-                    BrokerMessage::Acknowledged { attempt, elements: None } => {
-                        vec![attempt.clone()]
-                    }
-                    BrokerMessage::Acknowledged { attempt, elements: Some(elements) } => {
-                        let here = self.jobs.keys().filter(|held| {
-                            let element = held.element.is_some_and(|e| elements.contains(e));
-                            held.dot == attempt.dot && element
-                        });
-                        here.cloned().collect()
-                    }
-                    _ => vec![],
-                };
                 self.input(ExecutorInput::Message(message));
-                for attempt in done {
-                    self.unspooled.remove(&attempt);
-                    self.forget(&attempt);
-                }
             }
         }
     }
@@ -522,8 +537,9 @@ impl<'a> Shell<'a> {
             self.retry_spool = !self.unspooled.is_empty();
         }
         if matches!(self.phase, Phase::Draining(at) if instant >= at) {
-            tracing::warn!("jobs that still run are killed and handed back");
+            tracing::warn!("jobs that still run are told to end and handed back");
             self.phase = Phase::HandingBack;
+            self.jobs.values().for_each(|job| job.leave_state());
             self.input(ExecutorInput::HandBack);
         }
         let now = entropy::now();
@@ -540,7 +556,7 @@ impl<'a> Shell<'a> {
     }
 
     fn is_over(&mut self) -> bool {
-        if !self.drained {
+        if !self.drained || self.sending.holds_any() {
             return false;
         }
         match self.phase {

@@ -2,13 +2,15 @@
 //!
 //! Starts nothing itself (the spawner does) and decides nothing: time-outs, stops and retries are
 //! the core's. What is prepared before and kept afterwards is attempt.rs.
-//! A job begins in the directory that it is given; TMPDIR is that of its room; standard input is
+//! A job begins in the directory that it is given; TMPDIR is that of its room, and so is
+//! `UCP_JOB_CHECKPOINT_DIR`; standard input is
 //! `/dev/null` or a file that is not in any of both; standard output and error are pipes. Where
 //! the job has a room it is kept apart as the executor's plan says (isolation.rs).
 //! Exit status 127: the program was not found; 126: it could not be executed.
 //! Law: when this returns, no process of the attempt is left and its output is complete
 //! (tests/exec.rs).
 
+pub mod lease;
 pub mod output;
 pub mod stdin;
 
@@ -18,6 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,9 +33,11 @@ use crate::proto::isolation::Isolation;
 use crate::proto::limits;
 use crate::proto::message::StartOrder;
 use crate::proto::text::Text;
+use crate::proto::time::Monotonic;
 use crate::proto::units::Size;
 use crate::runtime::spawner::{Ending, JobNumber, Link, Program, Room, Started, Step};
 
+use lease::Lease;
 use output::Output;
 
 /// The exit status of a program that was not found.
@@ -43,6 +48,12 @@ pub const NOT_EXECUTABLE: i32 = 126;
 const READ_BYTES: usize = 64 << 10;
 /// Reads from one pipe before other jobs have their turn.
 const READS_PER_TURN: usize = 4;
+
+/// The environment variable that names the directory where a job leaves its state.
+pub const CHECKPOINT_VARIABLE: &str = "UCP_JOB_CHECKPOINT_DIR";
+
+/// Why an attempt without a lease is handed back.
+pub const LAPSED: &str = "its lease is over";
 
 /// A job that runs for so long has its output taken as it comes; that of a shorter one is taken at
 /// its end.
@@ -57,6 +68,7 @@ pub struct SpawnerGone;
 pub struct Control {
     job: Cell<Option<JobNumber>>,
     early: Cell<Option<i32>>,
+    lease: Lease,
     told: Notify,
 }
 
@@ -70,6 +82,21 @@ impl Control {
                 self.told.notify_one();
             }
         }
+    }
+
+    /// Lets the job run until this moment and no longer. The spawner, or the thread of a module,
+    /// ends it then by itself.
+    pub fn renew(&self, link: &Link, until: Monotonic) {
+        self.lease.set(until);
+        if let Some(job) = self.job.get() {
+            link.renew(job, until);
+        }
+    }
+
+    /// The job's lease.
+    #[must_use]
+    pub const fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     /// The job's processes have ended: a signal that comes now breaks off what is done with what
@@ -101,6 +128,28 @@ pub struct Job {
     pub stderr: Arc<Output>,
     /// Whether files of it may be kept beside its streams.
     keeps_files: bool,
+    state: State,
+}
+
+/// What becomes of the state that a job leaves on its way.
+#[derive(Debug, Default)]
+struct State {
+    /// Some of it was kept.
+    kept: Cell<bool>,
+    /// Its last state is wanted.
+    last: Cell<bool>,
+    /// How many checkpoints are on their way to a broker.
+    sending: Rc<Cell<usize>>,
+}
+
+/// As long as it lives, a checkpoint is on its way.
+#[derive(Debug)]
+pub struct SendsCheckpoint(Rc<Cell<usize>>);
+
+impl Drop for SendsCheckpoint {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Job {
@@ -114,6 +163,7 @@ impl Job {
             stdout: stream("stdout"),
             stderr: stream("stderr"),
             keeps_files: !order.spec.outputs.is_empty(),
+            state: State::default(),
         }
     }
 
@@ -121,6 +171,42 @@ impl Job {
     #[must_use]
     pub fn has_files(&self) -> bool {
         self.keeps_files || self.stdout.is_in_file() || self.stderr.is_in_file()
+    }
+
+    /// A checkpoint of it was made.
+    pub fn made_checkpoint(&self) {
+        self.state.kept.set(true);
+    }
+
+    /// Whether a checkpoint of it was made.
+    #[must_use]
+    pub fn has_checkpoint(&self) -> bool {
+        self.state.kept.get()
+    }
+
+    /// Has the state kept in which it ends, for another executor.
+    pub fn leave_state(&self) {
+        self.state.last.set(true);
+    }
+
+    /// Whether the state is to be kept in which it ends.
+    #[must_use]
+    pub fn leaves_state(&self) -> bool {
+        self.state.last.get()
+    }
+
+    /// A checkpoint of it is on its way to a broker until the answer is dropped.
+    #[must_use]
+    pub fn sending(&self) -> SendsCheckpoint {
+        let sending = &self.state.sending;
+        sending.set(sending.get() + 1);
+        SendsCheckpoint(Rc::clone(sending))
+    }
+
+    /// Whether a checkpoint of it is on its way to a broker.
+    #[must_use]
+    pub fn sends_checkpoint(&self) -> bool {
+        self.state.sending.get() > 0
     }
 
     /// Forgets the output: its files are removed. Who reads one already can read on.
@@ -169,6 +255,8 @@ pub struct Used {
     pub memory_max: u64,
     /// What kept it apart from the machine.
     pub isolation: Isolation,
+    /// It was ended as its lease was over.
+    pub lapsed: bool,
 }
 
 /// Starts a program and waits for its end.
@@ -193,19 +281,23 @@ pub async fn run(
     };
     let attempt = order.attempt.to_string();
     let (id, fence) = (order.job.to_string(), order.fencing_token());
+    let checkpoint = room.map(|room| room.directory.join("checkpoint"));
+    let checkpoint =
+        checkpoint.iter().map(|path| (CHECKPOINT_VARIABLE, path.as_os_str().as_bytes()));
     let own = [("UCP_JOB_ID", id.as_bytes()), ("UCP_JOB_FENCE", fence.as_bytes())];
     let given = order.spec.env.iter().map(|(name, value)| (name.as_str(), value.bytes()));
     let tmp = room.map(|room| room.directory.join("tmp"));
     let tmp = tmp.filter(|_| !order.spec.env.contains_key("TMPDIR"));
     let tmp = tmp.iter().map(|path| ("TMPDIR", path.as_os_str().as_bytes()));
-    let env: Vec<_> = given.chain(tmp).chain(own).collect();
+    let env: Vec<_> = given.chain(tmp).chain(own).chain(checkpoint).collect();
     let argv = &order.spec.command;
     let memory = order.spec.needs.memory.map(|size| size.0);
-    let program = Program { argv, env: &env, cwd, attempt: &attempt, room, memory };
+    let lease = job.control.lease.until();
+    let program = Program { argv, env: &env, cwd, attempt: &attempt, room, memory, lease };
     let started = link.spawn(&program, stdout_end, stderr_end, stdin);
     job.control.job.set(Some(started.job));
     match wait(started, job, stdout, stderr).await? {
-        Ending::Exited { status, cpu_us, memory_max, strays, out_of_memory, held } => {
+        Ending::Exited { status, cpu_us, memory_max, strays, out_of_memory, lapsed, held } => {
             if strays > 0 {
                 tracing::info!("attempt {attempt} left {strays} processes behind; killed");
             }
@@ -215,7 +307,8 @@ pub async fn run(
                 .filter(|_| out_of_memory)
                 .map(|bytes| format!("killed: it used more than its {} of memory", Size(bytes)));
             let isolation = link.isolation(held);
-            Ok(Ok(Used { exit, signal, error, cpu_us, memory_max, isolation }))
+            let lapsed = lapsed && !status.success();
+            Ok(Ok(Used { exit, signal, error, cpu_us, memory_max, isolation, lapsed }))
         }
         Ending::Failed { step, errno } => {
             let name = argv.first().cloned().unwrap_or_default();
@@ -231,6 +324,7 @@ fn unstarted(name: &Text, step: Step, errno: Errno) -> Unstarted {
         _ => NOT_EXECUTABLE,
     };
     let error = match (step, errno) {
+        (Step::Lease, _) => return Unstarted::Unfit(LAPSED.into()),
         (Step::Program, Errno::ENOENT) => format!("program {name:?} was not found"),
         (Step::Program, _) => format!("program {name:?} cannot be executed: {}", errno.desc()),
         (Step::Directory, _) => {

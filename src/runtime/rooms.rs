@@ -1,10 +1,11 @@
 //! The places where jobs run: a pool of directories, each for one job at a time.
 //!
-//! Knows nothing of jobs. Shape: `ROOMS/N/{work,tmp}`, made when first needed; `work` is a job's
-//! working directory, `tmp` its TMPDIR. A room that its job left empty and unchanged is used
-//! again, which costs three system calls; any other is renamed to `gone-K`, which frees its number
-//! at once, and removed by a thread of its own. Where that thread falls behind, who gives a room
-//! back waits for it. What an earlier life left is removed in the same way.
+//! Knows nothing of jobs. Shape: `ROOMS/N/{work,tmp,checkpoint}`, made when first needed; `work` is
+//! a job's working directory, `tmp` its TMPDIR, in `checkpoint` it leaves its state. A room that
+//! its job left empty and unchanged is used again, which costs three system calls; any other is
+//! renamed to `gone-K`, which frees its number at once, and removed by a thread of its own. Where
+//! that thread falls behind, who gives a room back waits for it. What an earlier life left is
+//! removed in the same way.
 //! Law: a room that is taken is empty, with the modes and marks of a fresh one (tests below).
 
 mod remove;
@@ -63,11 +64,12 @@ pub struct Room {
     directory: PathBuf,
     work: PathBuf,
     tmp: PathBuf,
-    fresh: [Marks; 3],
-    /// The times of the last change of the three, as they are while nobody changes anything.
-    settled: Option<[Changed; 3]>,
+    checkpoint: PathBuf,
+    fresh: [Marks; 4],
+    /// The times of the last change of the four, as they are while nobody changes anything.
+    settled: Option<[Changed; 4]>,
     /// Those that were seen last, and when that was for the first time.
-    seen: Option<([Changed; 3], Monotonic)>,
+    seen: Option<([Changed; 4], Monotonic)>,
 }
 
 /// The time of a change as the file system keeps it: seconds and nanoseconds.
@@ -88,18 +90,21 @@ struct Marks {
 impl Room {
     fn make(directory: PathBuf, number: u32) -> io::Result<Self> {
         let make = |path: &Path| DirBuilder::new().mode(PRIVATE_MODE).create(path);
-        let (work, tmp) = (directory.join("work"), directory.join("tmp"));
+        let [work, tmp, checkpoint] =
+            ["work", "tmp", "checkpoint"].map(|name| directory.join(name));
         make(&directory)?;
-        let made = make(&work).and_then(|()| make(&tmp)).and_then(|()| {
+        let made = [&work, &tmp, &checkpoint].into_iter().try_for_each(|path| make(path));
+        let made = made.and_then(|()| {
             let mut seen = vec![];
-            for path in [&directory, &work, &tmp] {
+            for path in [&directory, &work, &tmp, &checkpoint] {
                 seen.push(Marks::of(&open(path)?)?);
             }
-            Ok(seen.try_into().expect("three went in"))
+            Ok(seen.try_into().expect("four went in"))
         });
         match made {
             Ok(fresh) => {
-                Ok(Self { number, directory, work, tmp, fresh, settled: None, seen: None })
+                let (settled, seen) = (None, None);
+                Ok(Self { number, directory, work, tmp, checkpoint, fresh, settled, seen })
             }
             Err(error) => {
                 // There is nothing in it that could hold it up.
@@ -115,7 +120,7 @@ impl Room {
         self.number
     }
 
-    /// The directory with the two others.
+    /// The directory with the three others.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -127,17 +132,26 @@ impl Room {
         &self.work
     }
 
+    /// Where the job leaves its state.
+    #[must_use]
+    pub fn checkpoint(&self) -> &Path {
+        &self.checkpoint
+    }
+
     /// Opens the working directory, which its job may have moved away or replaced by a link.
     ///
     /// # Errors
     /// It is not there any more, or it is another one.
     pub fn open_work(&self) -> io::Result<OwnedFd> {
-        let work = open(&self.work)?;
-        let (seen, [_, fresh, _]) = (Marks::of(&work)?, &self.fresh);
-        if (seen.inode, seen.device) != (fresh.inode, fresh.device) {
-            return Err(io::Error::other("it is not the one that the job was given"));
-        }
-        Ok(work)
+        open_same(&self.work, &self.fresh[1])
+    }
+
+    /// Opens the directory with the job's state, as [`Room::open_work`].
+    ///
+    /// # Errors
+    /// It is not there any more, or it is another one.
+    pub fn open_checkpoint(&self) -> io::Result<OwnedFd> {
+        open_same(&self.checkpoint, &self.fresh[3])
     }
 
     /// Whether it is as it was when it was made. Whatever is done to a directory, its entries,
@@ -162,13 +176,14 @@ impl Room {
         unspoilt
     }
 
-    fn changed(&self) -> Option<[Changed; 3]> {
+    fn changed(&self) -> Option<[Changed; 4]> {
         let look = |path: &Path| -> Option<Changed> {
             let flags = AtFlags::SYMLINK_NOFOLLOW;
             let seen = fs::statx(fs::CWD, path, flags, StatxFlags::CTIME).ok()?;
             Some((seen.stx_ctime.tv_sec, seen.stx_ctime.tv_nsec))
         };
-        Some([look(&self.directory)?, look(&self.work)?, look(&self.tmp)?])
+        let own = [&self.work, &self.tmp, &self.checkpoint];
+        Some([look(&self.directory)?, look(own[0])?, look(own[1])?, look(own[2])?])
     }
 
     /// Looks at everything.
@@ -185,12 +200,23 @@ impl Room {
             }
             Ok(true)
         };
-        let [room, work, tmp] = &self.fresh;
-        let own = [c".", c"..", c"work", c"tmp"];
+        let [room, work, tmp, checkpoint] = &self.fresh;
+        let own = [c".", c"..", c"work", c"tmp", c"checkpoint"];
         look(&self.directory, room, &own).unwrap_or(false)
             && look(&self.work, work, &own[..2]).unwrap_or(false)
             && look(&self.tmp, tmp, &own[..2]).unwrap_or(false)
+            && look(&self.checkpoint, checkpoint, &own[..2]).unwrap_or(false)
     }
+}
+
+/// Opens a directory, unless it is another one by now.
+fn open_same(path: &Path, fresh: &Marks) -> io::Result<OwnedFd> {
+    let opened = open(path)?;
+    let seen = Marks::of(&opened)?;
+    if (seen.inode, seen.device) != (fresh.inode, fresh.device) {
+        return Err(io::Error::other("it is not the one that the job was given"));
+    }
+    Ok(opened)
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
@@ -359,7 +385,8 @@ mod tests {
         let room = rooms.take().expect("room");
         assert_eq!((room.number(), room.fresh[1].inode), (0, first));
         rooms.give_back(room, true).await;
-        let spoil: [&dyn Fn(&Room); 6] = [
+        let spoil: [&dyn Fn(&Room); 7] = [
+            &|room| std::fs::write(room.checkpoint().join("file"), "").expect("room"),
             &|room| std::fs::write(room.work().join("file"), "").expect("room"),
             &|room| std::fs::create_dir(room.tmp.join("a")).expect("room"),
             &|room| std::fs::write(room.directory().join("file"), "").expect("room"),

@@ -101,9 +101,12 @@ impl Sessions {
         }
     }
 
-    /// Ends all sessions.
+    /// Ends all sessions, as the broker ends: their executors are told.
     pub fn close_all(&self) {
-        self.open.borrow().values().for_each(|link| link.close());
+        for link in self.open.borrow().values() {
+            link.send(&BrokerMessage::Leaving);
+            link.close();
+        }
     }
 
     fn add(&self) -> Result<(SessionId, Rc<Link>), SessionEnd> {
@@ -214,6 +217,8 @@ pub async fn serve<S>(hub: Rc<Hub>, stream: S, early: &[u8], peer: Option<i32>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let local = peer.is_some();
+    let process = peer;
     let peer = Peer::watch(peer);
     let (reader, mut writer) = tokio::io::split(stream);
     let mut lines = Lines::new();
@@ -236,9 +241,9 @@ where
         }
     };
     let executor = hello.executor.clone();
-    let tree = Tree::watch(&hello);
+    let tree = Tree::watch(&hello, process);
     tracing::debug!("{executor} opens session {}", session.0);
-    let opened = Input::SessionOpened { session, hello };
+    let opened = Input::SessionOpened { session, hello, local };
     let end = match hub.inbox.push(opened, incoming.size).await {
         Err(_) => SessionEnd::Stopping,
         Ok(()) => tokio::select! {

@@ -6,7 +6,8 @@
 //! so that whatever a job leaves behind becomes its child, and kills everything when its socket to
 //! the executor closes, however the executor ended.
 //!
-//! It decides nothing: what runs, for how long and when it is killed comes from the executor.
+//! It decides nothing: what runs, for how long and when it is killed comes from the executor. A job
+//! with a lease it kills by itself when that is over, also while the executor stands still.
 //! Not caught where there is no cgroup: a process that cleared its environment, left its group and
 //! its parent stays until the last job that ran when it was first seen has ended.
 //! Law: when [`Ending::Exited`] is told, no process of that job is left (tests/exec.rs,
@@ -16,7 +17,9 @@ mod child;
 mod clone;
 mod frame;
 mod guard;
+mod leases;
 mod link;
+mod mark;
 mod rooms;
 mod start;
 mod sys;
@@ -31,11 +34,14 @@ use nix::unistd::{ForkResult, Pid};
 
 use crate::proto::isolation::Isolation;
 use crate::proto::text::Text;
+use crate::proto::time::Monotonic;
 use crate::runtime::isolation::Plan;
 
 pub use clone::Step;
 pub use frame::{Ending, Held, JobNumber, Kept};
 pub use link::{Link, Started};
+pub use mark::Mark;
+pub(crate) use mark::Witness;
 pub(crate) use tree::{environment, parent_of};
 
 /// The environment variable by which a job's processes are found again.
@@ -67,6 +73,7 @@ pub struct Spawner {
     pid: Pid,
     guard: Pid,
     isolation: Isolation,
+    mark: Mark,
 }
 
 /// One program to start.
@@ -84,6 +91,9 @@ pub struct Program<'a> {
     pub room: Option<Room<'a>>,
     /// Bytes of memory that the job may use; unbounded where absent.
     pub memory: Option<u64>,
+    /// When it is killed unless [`Link::renew`] puts that off; it is not started where that is
+    /// over.
+    pub lease: Option<Monotonic>,
 }
 
 /// A place that one job at a time has to itself.
@@ -106,6 +116,7 @@ pub fn fork(plan: &Plan) -> Result<Spawner, SpawnerError> {
     if threads != 1 {
         return Err(SpawnerError::Threads);
     }
+    let mark = Mark::new();
     let (mut ours, theirs) = UnixStream::pair().map_err(failed("make a pair of sockets"))?;
     // The child begins with every signal blocked: one that comes before it has made itself deaf
     // to them would end it.
@@ -121,12 +132,13 @@ pub fn fork(plan: &Plan) -> Result<Spawner, SpawnerError> {
             let mut pid = [0; 4];
             ours.read_exact(&mut pid).map_err(failed("fork the spawner"))?;
             let pid = Pid::from_raw(i32::from_le_bytes(pid));
-            Ok(Spawner { socket: ours, pid, guard: child, isolation: plan.isolation().clone() })
+            let isolation = plan.isolation().clone();
+            Ok(Spawner { socket: ours, pid, guard: child, isolation, mark })
         }
         ForkResult::Child => {
             drop(ours);
             let plan = plan.clone();
-            let run = std::panic::AssertUnwindSafe(|| guard::run(theirs, plan));
+            let run = std::panic::AssertUnwindSafe(|| guard::run(theirs, plan, &mark));
             let code = match std::panic::catch_unwind(run) {
                 Ok(Ok(())) => 0,
                 Ok(Err(_)) | Err(_) => 70,
@@ -149,6 +161,12 @@ impl Spawner {
         self.guard
     }
 
+    /// By what others see that nothing of the jobs is left.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.mark.share()
+    }
+
     /// Begins to speak with the spawner; needs a tokio runtime. When the runtime or this process
     /// ends, however that happens, the spawner kills everything and ends.
     ///
@@ -157,7 +175,7 @@ impl Spawner {
     pub fn connect(self) -> io::Result<Link> {
         self.socket.set_nonblocking(true)?;
         let socket = tokio::net::UnixStream::from_std(self.socket)?;
-        Ok(Link::new(socket, self.pid, self.isolation))
+        Ok(Link::new(socket, self.pid, self.isolation, self.mark))
     }
 }
 

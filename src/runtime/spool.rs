@@ -174,6 +174,7 @@ mod tests {
             result: JobResult { exit: Some(0), stdout, ..JobResult::default() },
             clock: Clock::default(),
             took_us: None,
+            carried: vec![],
         }
     }
 

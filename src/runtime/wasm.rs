@@ -31,7 +31,7 @@ use crate::proto::job::MODULE_NAME;
 use crate::proto::limits;
 use crate::proto::message::StartOrder;
 use crate::runtime::process::stdin::{Fetch, open_regular};
-use crate::runtime::process::{Job, Unstarted, Used};
+use crate::runtime::process::{CHECKPOINT_VARIABLE, Job, Unstarted, Used};
 use crate::runtime::rundir::{self, DirError, PRIVATE_MODE};
 use crate::runtime::spawner::ATTEMPT_VARIABLE;
 
@@ -93,7 +93,7 @@ impl Runtime {
         fetch: &impl Fetch,
         order: &StartOrder,
         job: &Job,
-        directory: &Path,
+        (directory, checkpoint): (&Path, &Path),
         stdin: Option<OwnedFd>,
     ) -> Result<Used, Unstarted> {
         let Some(spec) = &order.spec.wasm else {
@@ -112,10 +112,12 @@ impl Runtime {
             env: env(order),
             stdin: stdin.map(File::from),
             directory: PathBuf::from(directory),
+            checkpoint: Some(PathBuf::from(checkpoint)),
             stdout: Arc::clone(&job.stdout),
             stderr: Arc::clone(&job.stderr),
         };
-        self.run_task(Task { module, world, memory }, job.control.ended_early()).await
+        let lease = job.control.lease().clone();
+        self.run_task(Task { module, world, memory, lease }, job.control.ended_early()).await
     }
 
     async fn run_task(
@@ -177,6 +179,7 @@ fn env(order: &StartOrder) -> Vec<(String, String)> {
         ("UCP_JOB_ID", order.job.to_string()),
         (ATTEMPT_VARIABLE, order.attempt.to_string()),
         ("UCP_JOB_FENCE", order.fencing_token()),
+        (CHECKPOINT_VARIABLE, wasi::CHECKPOINT.to_owned()),
     ];
     let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
     let given = order.spec.env.iter();

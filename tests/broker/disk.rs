@@ -125,7 +125,11 @@ fn a19_a_full_disk_refuses_what_is_new_and_serves_what_is_there() {
     assert_eq!(http.get("/v1/executors").lines().len(), 1);
     assert_eq!(http.get("/v1/audit").json()["ok"], true);
     let load = hello("van", 1).load;
-    executor.say(&ucp::proto::message::ExecutorMessage::Heartbeat { load, draining: false });
+    executor.say(&ucp::proto::message::ExecutorMessage::Heartbeat {
+        load,
+        draining: false,
+        number: 0,
+    });
     assert!(executor.hear().is_some(), "it is heard");
     for order in [format!("jobs/{running}/cancel"), "executors/van-00000001/lost".into()] {
         assert_eq!(http.ask("POST", &format!("/v1/{order}"), "", b"").status, 507, "{order}");
@@ -141,8 +145,12 @@ fn a19_a_full_disk_refuses_what_is_new_and_serves_what_is_there() {
 
     // A result stays with its executor, which brings it again.
     executor.send_result(&order, wrote(b"done\n", b""));
-    executor.say(&ucp::proto::message::ExecutorMessage::Heartbeat { load, draining: false });
-    assert!(matches!(executor.hear(), Some(ucp::proto::message::BrokerMessage::Heard)));
+    executor.say(&ucp::proto::message::ExecutorMessage::Heartbeat {
+        load,
+        draining: false,
+        number: 0,
+    });
+    assert!(matches!(executor.hear(), Some(ucp::proto::message::BrokerMessage::Heard { .. })));
     small.free();
     jobs.push(submit_when_there_is_room(&http));
     while executor.hear().is_some() {}

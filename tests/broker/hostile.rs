@@ -20,7 +20,7 @@ fn refused(http: &Http, body: &str) -> String {
 }
 
 fn heartbeat() -> ExecutorMessage {
-    ExecutorMessage::Heartbeat { load: hello("van", 1).load, draining: false }
+    ExecutorMessage::Heartbeat { load: hello("van", 1).load, draining: false, number: 0 }
 }
 
 fn memory(broker: &Daemon, line: &str) -> u64 {
@@ -135,7 +135,8 @@ fn a35_an_executor_says_what_it_likes_and_others_work_on() {
     let long = line.replacen('{', &format!("{{\"noise\":\"{}\",", "x".repeat(1 << 20)), 1);
     for _ in 0..20 {
         noisy.say_line(&long);
-        while !matches!(noisy.hear().expect("only its fields count"), BrokerMessage::Heard) {}
+        while !matches!(noisy.hear().expect("only its fields count"), BrokerMessage::Heard { .. }) {
+        }
     }
     noisy.say_line(r#"{"type":"result"}"#);
     while !matches!(noisy.hear().expect("it is refused"), BrokerMessage::Refused { .. }) {}
@@ -270,7 +271,7 @@ fn a35_connections_beyond_the_descriptors_are_turned_away() {
     assert!(text.starts_with("HTTP/1.1 503 ") && text.contains(r#""retryable":true"#), "{text}");
     assert!(text.contains(r#""code":"too-many-connections""#), "{text}");
     executor.say(&heartbeat());
-    assert!(matches!(executor.hear(), Some(BrokerMessage::Heard)));
+    assert!(matches!(executor.hear(), Some(BrokerMessage::Heard { .. })));
     executor.report(&order, wrote(b"", b""));
     drop(crowd);
     wait_until("connections are taken again", || {
@@ -298,7 +299,7 @@ fn a35_without_descriptors_sessions_go_on_and_connections_come_back() {
         broker.stderr().contains("no connection can be taken").then_some(())
     });
     executor.say(&heartbeat());
-    assert!(matches!(executor.hear(), Some(BrokerMessage::Heard)));
+    assert!(matches!(executor.hear(), Some(BrokerMessage::Heard { .. })));
     executor.report(&order, wrote(b"", b""));
     drop(crowd);
     let shown = http.get(&format!("/v1/jobs/{id}"));

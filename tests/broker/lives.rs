@@ -4,6 +4,7 @@ use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
+use ucp::proto::message::BrokerMessage;
 
 use crate::common::{Daemon, TestEnv};
 use crate::peer::{Http, Played, hello, wrote};
@@ -161,6 +162,7 @@ fn a_signal_ends_it_cleanly() {
         let refused = crate::peer::read_answer(waiting);
         assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("shutting-down")));
         executor.start();
+        assert_eq!(executor.hear(), Some(BrokerMessage::Leaving));
         assert_eq!(executor.hear(), None);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use crate::common::TestEnv;
+use crate::common::{TestEnv, wait_until};
 use crate::peer::{Http, Played, hello, wrote};
 
 /// Samples by name and labels as written, and the type of each family.
@@ -179,6 +179,18 @@ const EXPECTED: &[(&str, f64)] = &[
     ("ucp_jobs{state=\"waiting\"}", 1.0),
     ("ucp_queue_jobs", 1.0),
     ("ucp_executors{state=\"alive\"}", 1.0),
+    ("ucp_executors{state=\"avoided\"}", 0.0),
+    ("ucp_executors{state=\"doubted\"}", 0.0),
+    ("ucp_executors_lost_total{reason=\"ended\"}", 0.0),
+    ("ucp_executors_lost_total{reason=\"silent\"}", 0.0),
+    ("ucp_executors_lost_total{reason=\"away\"}", 0.0),
+    ("ucp_executors_lost_total{reason=\"declared\"}", 0.0),
+    ("ucp_executors_refused_total{reason=\"in-use\"}", 0.0),
+    ("ucp_executors_avoided_total", 0.0),
+    ("ucp_attempts_lost_total", 0.0),
+    ("ucp_attempts_regained_total", 0.0),
+    ("ucp_link_doubts_total", 0.0),
+    ("ucp_equivocations_total", 0.0),
     ("ucp_sessions", 1.0),
     ("ucp_slots", 2.0),
     ("ucp_attempts", 1.0),
@@ -199,6 +211,35 @@ const EXPECTED: &[(&str, f64)] = &[
     ("ucp_http_requests_total{method=\"GET\",route=\"/metrics\",status=\"200\"}", 1.0),
     ("ucp_event_readers", 0.0),
 ];
+
+#[test]
+fn losses_are_counted_by_their_reason_and_attempts_that_come_back() {
+    let env = TestEnv::new();
+    let _broker = env.broker_with(&["--reconnect-grace", "1ms"]);
+    let http = Http(env.socket());
+    let job = http.submit(&json!({"command": ["true"]}));
+    let mut executor = Played::join(&env.socket(), hello("van", 1));
+    let order = executor.start();
+    let silence = Scrape::of(&http).get("ucp_executor_silence_seconds");
+    assert!(silence < 60.0, "{silence}");
+    drop(executor);
+    let lost = "ucp_executors_lost_total{reason=\"away\"}";
+    wait_until("it is lost", || (Scrape::of(&http).get(lost) > 0.0).then_some(()));
+    let scrape = Scrape::of(&http);
+    assert_eq!((scrape.get(lost), scrape.get("ucp_attempts_lost_total")), (1.0, 1.0));
+    assert_eq!(scrape.get("ucp_executor_silence_seconds"), 0.0, "nobody is there");
+
+    let mut back = hello("van", 1);
+    back.attempts.push(order.attempt.clone());
+    back.jobs.push(job.parse().expect("an id"));
+    let _executor = Played::join(&env.socket(), back);
+    let regained = "ucp_attempts_regained_total";
+    wait_until("it goes on", || (Scrape::of(&http).get(regained) > 0.0).then_some(()));
+    let path = "/v1/executors/van-00000001/lost";
+    assert_eq!(http.ask("POST", path, "", b"").status, 200);
+    let declared = "ucp_executors_lost_total{reason=\"declared\"}";
+    assert_eq!(Scrape::of(&http).get(declared), 1.0);
+}
 
 #[test]
 fn a_rerun_counts_its_own_wait_and_events_have_readers() {

@@ -155,6 +155,7 @@ fn long_output_flows_within_its_window_and_ends_as_the_blob_says() {
         result,
         clock: ucp::proto::clock::Clock::default(),
         took_us: None,
+        carried: vec![],
     };
     executor.say(&ExecutorMessage::Result(Box::new(message)));
     let ([stdout, stderr], result) = reading.join().expect("the reader ends");

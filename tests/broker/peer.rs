@@ -182,6 +182,7 @@ pub fn hello(name: &str, slots: u32) -> Hello {
         load: Load { disk_free: memory, cpu_free: 100, battery: None },
         heartbeat: Span::from_millis(1000),
         attempts: vec![],
+        jobs: vec![],
     }
 }
 
@@ -241,6 +242,7 @@ impl Played {
             result,
             clock: Clock::default(),
             took_us: None,
+            carried: vec![],
         };
         self.say(&ExecutorMessage::Result(Box::new(message)));
     }
@@ -251,13 +253,13 @@ impl Played {
         let attempt = order.attempt.clone();
         loop {
             match self.hear() {
-                Some(BrokerMessage::Acknowledged { attempt: acknowledged, elements }) => {
+                Some(BrokerMessage::Acknowledged { attempt: acknowledged, elements, .. }) => {
                     assert_eq!(acknowledged.dot, attempt.dot);
                     let one = attempt.element.map(Ranges::one);
                     assert_eq!((acknowledged.element, elements), (None, one));
                     return;
                 }
-                Some(BrokerMessage::Unfollow { .. } | BrokerMessage::Heard) => {}
+                Some(BrokerMessage::Unfollow { .. } | BrokerMessage::Heard { .. }) => {}
                 other => panic!("no acknowledgement but {other:?}"),
             }
         }

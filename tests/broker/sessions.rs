@@ -29,8 +29,8 @@ fn an_executor_is_registered_gets_work_and_is_acknowledged() {
         (&json!("van-00000001"), &json!("alive"))
     );
     let load = hello("van", 1).load;
-    executor.say(&ExecutorMessage::Heartbeat { load, draining: false });
-    assert_eq!(executor.hear(), Some(BrokerMessage::Heard));
+    executor.say(&ExecutorMessage::Heartbeat { load, draining: false, number: 0 });
+    assert_eq!(executor.hear(), Some(BrokerMessage::Heard { number: 0 }));
 
     let id = http.submit(&json!({"command": ["echo", "hi"]}));
     let order = executor.start();
@@ -54,7 +54,7 @@ fn who_does_not_say_hello_is_refused() {
     let _broker = env.broker();
     let mut silent = Played::upgrade(&env.socket());
     let load = hello("van", 1).load;
-    silent.say(&ExecutorMessage::Heartbeat { load, draining: false });
+    silent.say(&ExecutorMessage::Heartbeat { load, draining: false, number: 0 });
     assert_eq!(refusal(&mut silent), "no-hello");
     let mut newer = hello("van", 1);
     newer.v += 1;
@@ -74,8 +74,8 @@ fn a35_unknown_messages_are_passed_over_and_garbage_ends_the_session() {
     let mut executor = Played::join(&env.socket(), hello("van", 1));
     executor.say_line(r#"{"type":"weather","sky":"grey"}"#);
     let load = hello("van", 1).load;
-    executor.say(&ExecutorMessage::Heartbeat { load, draining: false });
-    assert_eq!(executor.hear(), Some(BrokerMessage::Heard));
+    executor.say(&ExecutorMessage::Heartbeat { load, draining: false, number: 0 });
+    assert_eq!(executor.hear(), Some(BrokerMessage::Heard { number: 0 }));
     executor.say_line(r#"{"type":"stopped"}"#);
     assert_eq!(refusal(&mut executor), "bad-message");
 

@@ -426,7 +426,7 @@ fn a20_a_damaged_blob_is_not_given_its_name() {
     let blob = format!("state/ucp/broker/blobs/{}/{}", &digest[..2], &digest[2..]);
     write(&env, &blob, b"wrong");
     let run = played(&env, &["--json", "--out", "f", "--out-dir", "o", "--", "x"], result);
-    assert_eq!(run.status.code(), Some(65), "{}", said(&run));
-    assert!(said(&run).contains("the broker's copy is damaged"), "{}", said(&run));
+    assert_eq!(run.status.code(), Some(66), "{}", said(&run));
+    assert!(said(&run).contains("was damaged on the broker's disk"), "{}", said(&run));
     assert_eq!(std::fs::read_dir(env.path("o")).expect("a directory").count(), 0);
 }

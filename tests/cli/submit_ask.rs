@@ -175,6 +175,10 @@ fn show_and_executors_tell_of_isolation_outputs_and_errors() {
     let line = one(&env.run("ucp-broker", &["executors", "--json"]).stdout);
     assert_eq!(line["incarnation"], serde_json::json!({"boot": "boot", "life": 7}));
     assert_eq!(line["capability"]["isolation"]["cgroup-kill"], "refused");
+    assert!(table.contains("lost in") && table.contains("  local  "), "{table}");
+    assert_eq!((&line["state"], &line["local"]), (&"alive".into(), &true.into()));
+    assert!(line["lost_in_ms"].as_u64().is_some_and(|left| left <= 5_000), "{line}");
+    assert!(line.get("equivocations").is_none(), "{line}");
     let job = detached(&env, &["--out", "a", "--", "x"]);
     let order = executor.start();
     let mut result = JobResult {

@@ -68,11 +68,14 @@ fn nothing_is_left(env: &TestEnv, executor: &str) {
             let name = room.file_name().and_then(|name| name.to_str()).unwrap_or("");
             let names: Vec<_> = room.read_dir().into_iter().flatten().flatten().collect();
             name.parse::<u32>().is_ok()
-                && names.len() == 2
+                && names.len() == 3
                 && names.iter().all(|entry| is_empty(&entry.path()))
         };
-        (kept("spool").is_empty() && kept("output").is_empty() && rooms.iter().all(fresh))
-            .then_some(())
+        (kept("spool").is_empty()
+            && kept("output").is_empty()
+            && kept("checkpoints").is_empty()
+            && rooms.iter().all(fresh))
+        .then_some(())
     });
 }
 

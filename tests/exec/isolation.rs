@@ -256,15 +256,40 @@ fn a_broker_on_the_same_host_proves_that_a_lost_attempts_processes_are_gone() {
 }
 
 #[test]
-fn without_a_cgroup_a_lost_attempt_says_what_is_not_proven() {
+fn without_a_cgroup_guard_or_spawner_prove_that_a_lost_attempts_processes_are_gone() {
+    let killed: [fn(&Daemon) -> Vec<i32>; 3] = [
+        |executor| vec![pid_of(executor)],
+        |executor| vec![spawner_of(executor), pid_of(executor)],
+        |executor| vec![guard_of(executor), pid_of(executor)],
+    ];
+    for killed in killed {
+        let env = TestEnv::new();
+        let _broker = env.broker();
+        let executor = env.executor_with("open", &["--isolation", "none"]);
+        let job = submit_daemons(&env, &[]);
+        kill_at_once(&killed(&executor));
+        let lost = lost_attempt(&env, &job);
+        assert!(lost.get("unproven").is_none(), "{lost}");
+        assert_eq!(marked(&mark(&env)), [0; 0]);
+    }
+}
+
+#[test]
+fn without_a_cgroup_and_with_nobody_who_saw_it_a_lost_attempt_says_what_is_not_proven() {
     let env = TestEnv::new();
-    let _broker = env.broker();
+    let broker = env.broker();
     let executor = env.executor_with("open", &["--isolation", "none"]);
     let job = submit_daemons(&env, &[]);
-    executor.kill();
+    kill_at_once(&[guard_of(&executor), spawner_of(&executor), pid_of(&executor)]);
     let lost = lost_attempt(&env, &job);
     assert_eq!(lost["unproven"], "processes of the attempt may still run on its host", "{lost}");
-    wait_until("no process is left", || marked(&mark(&env)).is_empty().then_some(()));
+    // The broker kills what it finds: all but the one with the cleared environment.
+    let left = wait_until("one is left", || match marked(&mark(&env))[..] {
+        [left] => Some(left),
+        _ => None,
+    });
+    wait_until("it is told", || broker.stderr().contains("left behind").then_some(()));
+    kill(Pid::from_raw(left), Signal::SIGKILL).expect("it is there");
 }
 
 #[test]

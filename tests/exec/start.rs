@@ -46,6 +46,8 @@ fn what_is_wrong_is_said_before_anything_starts() {
         (&["--name", "a b"], 64, "--name"),
         (&["--heartbeat", "0s"], 64, "--heartbeat"),
         (&["--broker", "nowhere"], 64, "--broker"),
+        (&["--checkpoint-interval", "0s"], 64, "--checkpoint-interval"),
+        (&["--checkpoint-interval", "99ms"], 64, "use 100ms to "),
     ] {
         let output = env.run("ucp-exec", &[&["--data", &data], arguments].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

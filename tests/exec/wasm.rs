@@ -140,7 +140,9 @@ fn arguments_variables_input_and_status_are_the_modules_own() {
     assert_eq!(args["stdout"], "show\0a b\0\0ü\0");
     let text = variables["stdout"].as_str().expect("text");
     let names: Vec<_> = text.split_terminator('\0').flat_map(|v| v.split('=').next()).collect();
-    assert_eq!(names, ["LANG", "UCP_JOB_ID", "UCP_JOB_ATTEMPT", "UCP_JOB_FENCE"]);
+    let own = ["UCP_JOB_ID", "UCP_JOB_ATTEMPT", "UCP_JOB_FENCE", "UCP_JOB_CHECKPOINT_DIR"];
+    assert_eq!(names, [&["LANG"], &own[..]].concat());
+    assert!(text.contains("UCP_JOB_CHECKPOINT_DIR=/checkpoint\0"), "{text:?}");
     assert!(text.contains(variables["job"].as_str().expect("an id")), "{text:?}");
     assert_eq!((&cat["stdout"], &cat["exit"]), (&"to be read\n".into(), &0.into()));
     assert_eq!((&empty["stdout"], &empty["exit"]), (&"".into(), &0.into()));

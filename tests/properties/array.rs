@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use ucp::proto::fact::{Accepted, Body, Deployed, Ending, Fact, Reason, Reported, Submitted};
-use ucp::proto::fold::{JobFacts, Step};
-use ucp::proto::id::{AttemptId, Dot, JobId, LogId};
+use ucp::proto::fact::{
+    Accepted, Body, Checkpointed, Deployed, Ending, Fact, Reason, Regained, Reported, Submitted,
+};
+use ucp::proto::fold::{Attempt, JobFacts, Step};
+use ucp::proto::id::{AttemptId, Digest, Dot, JobId, LogId};
 use ucp::proto::job::JobSpec;
 use ucp::proto::ranges::Ranges;
 use ucp::proto::result::{JobResult, Run, Stream};
@@ -91,7 +93,7 @@ impl Writer {
             Step::Nothing => return,
             Step::Deploy { fence, .. } => {
                 let executor = "executor-1".parse().expect("a name");
-                Body::Deployed(Deployed { executor, life: 1, fence })
+                Body::Deployed(Deployed { executor, life: 1, fence, lease_ms: None })
             }
             Step::Park { .. } => Body::Parked(Reason { reason: "lost".into() }),
             Step::Accept(reported) => {
@@ -112,6 +114,9 @@ impl Writer {
 
     /// Something becomes of a deployment at some of its elements.
     fn report(&mut self, rng: &mut Rng, some: &Ranges) {
+        if rng.chance(15) {
+            return self.regain_or_keep(rng, some);
+        }
         let running = |task: &JobFacts| {
             let last = task.running().last();
             last.map(|(fact, _)| (fact.dot.clone(), fact.generation))
@@ -132,8 +137,34 @@ impl Writer {
         let runs = alike.iter().map(|element| Run { cpu_us: element, ..Run::default() });
         let (digest, runs) = (result.digest(), runs.collect());
         let clock = ucp::proto::clock::Clock::new();
-        let body = Reported { attempt, executor, digest, result, runs, clock };
+        let body = Reported { attempt, executor, digest, result, runs, clock, carried: vec![] };
         self.write(generation, Some(alike), Body::Reported(Arc::new(body)));
+    }
+
+    /// A lost deployment is there again at some elements, or state of one element is kept.
+    fn regain_or_keep(&mut self, rng: &mut Rng, some: &Ranges) {
+        let executor = "executor-1".parse().expect("a name");
+        let last = |task: &JobFacts| {
+            let last = task.deployed().last();
+            last.map(|(fact, _)| {
+                let lost = matches!(task.standing(fact), Attempt::Lost(_));
+                (fact.dot.clone(), fact.generation, lost)
+            })
+        };
+        let (Some((dot, generation, lost)), alike) = self.alike(some, last) else { return };
+        let attempt = AttemptId::from(dot);
+        if lost {
+            return self.write(
+                generation,
+                Some(alike),
+                Body::Regained(Regained { attempt, executor }),
+            );
+        }
+        let one = Ranges::one(alike.first().expect("not empty"));
+        let (number, manifest) = (1 + rng.below(5), Digest::of(b"state"));
+        let (files, bytes, clock) = (1, 1, ucp::proto::clock::Clock::new());
+        let body = Checkpointed { attempt, executor, number, manifest, files, bytes, clock };
+        self.write(generation, Some(one), Body::Checkpointed(body));
     }
 
     fn end(&mut self, rng: &mut Rng, some: &Ranges) {

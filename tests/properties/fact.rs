@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use ucp::proto::clock::Clock;
 use ucp::proto::fact::{
-    Accepted, Body, Continues, Deployed, Ending, Fact, FactError, Joined, Reason, Reported,
-    Submitted,
+    Accepted, Body, Checkpointed, Continues, Deployed, Ending, Fact, FactError, Joined, Reason,
+    Regained, Reported, Submitted,
 };
 use ucp::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId};
 use ucp::proto::job::JobSpec;
@@ -72,10 +72,25 @@ fn bodies() -> impl Strategy<Value = Body> {
                 let spec = Arc::new(JobSpec::command(command));
                 Body::Submitted(Submitted { spec, retention_ms: 7, began_us })
             }),
-        (executors(), any::<u64>(), 1_u64..1 << 50)
-            .prop_map(|(executor, life, fence)| Body::Deployed(Deployed { executor, life, fence })),
+        (executors(), any::<u64>(), 1_u64..1 << 50).prop_map(|(executor, life, fence)| {
+            Body::Deployed(Deployed { executor, life, fence, lease_ms: None })
+        }),
         ending().prop_map(Body::Lost),
         ending().prop_map(Body::Revoked),
+        attempts().prop_map(|(attempt, executor)| Body::Regained(Regained { attempt, executor })),
+        (attempts(), 1_u64..1 << 50, any::<u64>()).prop_map(|((attempt, executor), number, n)| {
+            let manifest = Digest::of(b"state");
+            let (files, bytes, clock) = (n >> 12, n >> 12, Clock::new());
+            Body::Checkpointed(Checkpointed {
+                attempt,
+                executor,
+                number,
+                manifest,
+                files,
+                bytes,
+                clock,
+            })
+        }),
         (attempts(), results()).prop_map(|((attempt, executor), result)| {
             let (digest, clock) = (result.digest(), Clock::new());
             Body::Reported(Arc::new(Reported {
@@ -85,6 +100,7 @@ fn bodies() -> impl Strategy<Value = Body> {
                 result,
                 runs: vec![],
                 clock,
+                carried: vec![],
             }))
         }),
         (attempts(), dots(), any::<bool>(), 1_u64..99).prop_map(

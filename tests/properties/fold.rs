@@ -4,14 +4,18 @@
 //! The histories are made by the rules that real owners follow (`JobFacts::step`), each broker
 //! from what it holds itself; so concurrent accepts, cancels and reruns occur as after real cuts.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use ucp::proto::arbitrate::{judge, key, result_views};
+use ucp::proto::arbitrate::{judge, result_views};
 use ucp::proto::clock::Causality;
-use ucp::proto::fact::{Accepted, Body, Deployed, Ending, Fact, Reason, Reported, Submitted};
-use ucp::proto::fold::{JobFacts, Step};
-use ucp::proto::id::{AttemptId, Dot, JobId, LogId};
+use ucp::proto::contest::Preference;
+use ucp::proto::fact::{
+    Accepted, Body, Checkpointed, Deployed, Ending, Fact, Reason, Regained, Reported, Submitted,
+};
+use ucp::proto::fold::{Attempt, JobFacts, Step};
+use ucp::proto::id::{AttemptId, Digest, Dot, JobId, LogId};
 use ucp::proto::job::JobSpec;
 use ucp::proto::result::{JobResult, Stream};
 use ucp::proto::rng::Rng;
@@ -60,7 +64,9 @@ impl Writer {
     /// Does what an owner would do next, or what somebody outside does to it.
     fn act(&mut self, rng: &mut Rng) {
         let generation = self.facts.generation();
-        match rng.below(10) {
+        match rng.below(12) {
+            10 => self.regain(),
+            11 => self.keep_state(rng),
             0..4 => self.step(),
             4..7 => self.report(rng),
             7 => self.lose(rng),
@@ -90,7 +96,10 @@ impl Writer {
             Step::Nothing => {}
             Step::Deploy { fence, .. } => {
                 let executor = "executor-1".parse().expect("a name");
-                self.write(generation, Body::Deployed(Deployed { executor, life: 1, fence }));
+                self.write(
+                    generation,
+                    Body::Deployed(Deployed { executor, life: 1, fence, lease_ms: None }),
+                );
             }
             Step::Park { .. } => {
                 self.write(generation, Body::Parked(Reason { reason: "lost".into() }));
@@ -134,7 +143,49 @@ impl Writer {
         }
         let executor = "executor-1".parse().expect("a name");
         let clock = ucp::proto::clock::Clock::new();
-        let body = Reported { attempt, executor, digest, result, runs: vec![], clock };
+        let body =
+            Reported { attempt, executor, digest, result, runs: vec![], clock, carried: vec![] };
+        self.write(generation, Body::Reported(Arc::new(body)));
+    }
+
+    /// A lost attempt is there again.
+    fn regain(&mut self) {
+        let is_lost =
+            |(fact, _): &(&Fact, &Deployed)| matches!(self.facts.standing(fact), Attempt::Lost(_));
+        let lost = self.facts.deployed().filter(is_lost).last();
+        let Some((fact, body)) = lost else { return };
+        let (attempt, executor) = (AttemptId::from(fact.dot.clone()), body.executor.clone());
+        let generation = fact.generation;
+        self.write(generation, Body::Regained(Regained { attempt, executor }));
+    }
+
+    fn keep_state(&mut self, rng: &mut Rng) {
+        let Some((attempt, generation)) = self.pick(rng) else { return };
+        let executor = "executor-1".parse().expect("a name");
+        let number = 1 + rng.below(4);
+        let manifest = Digest::of(format!("{attempt} {number}").as_bytes());
+        let clock = ucp::proto::clock::Clock::new();
+        let (files, bytes) = (1, 1);
+        let body = Checkpointed { attempt, executor, number, manifest, files, bytes, clock };
+        self.write(generation, Body::Checkpointed(body));
+    }
+
+    /// An executor brings a result of an attempt that another broker made, with what explains it.
+    fn courier(&mut self, from: &JobFacts, rng: &mut Rng) {
+        let attempts: Vec<_> = from.deployed().collect();
+        let index = usize::try_from(rng.below(attempts.len() as u64)).expect("small");
+        let Some((fact, _)) = attempts.get(index) else { return };
+        if self.facts.get(&fact.dot).is_some() {
+            return;
+        }
+        let (attempt, generation) = (AttemptId::from(fact.dot.clone()), fact.generation);
+        let carried = from.explanation(&attempt);
+        let exit = i32::from(rng.chance(40));
+        let result = JobResult { exit: Some(exit), ..JobResult::default() };
+        let (executor, digest) = ("executor-1".parse().expect("a name"), result.digest());
+        let clock = ucp::proto::clock::Clock::new();
+        let runs = vec![];
+        let body = Reported { attempt, executor, digest, result, runs, clock, carried };
         self.write(generation, Body::Reported(Arc::new(body)));
     }
 
@@ -163,6 +214,7 @@ fn history(seed: u64) -> Vec<Arc<Fact>> {
     let spec = JobSpec {
         retries: u32::try_from(rng.below(3)).expect("small"),
         max_lost: 1 + u32::try_from(rng.below(3)).expect("small"),
+        on_conflict: if rng.chance(30) { Preference::Oldest } else { Preference::Newest },
         ..JobSpec::command(vec!["true".into()])
     };
     let births = 1 + usize::from(rng.chance(20));
@@ -171,23 +223,33 @@ fn history(seed: u64) -> Vec<Arc<Fact>> {
         let body = Submitted { spec, retention_ms: 0, began_us: None };
         writer.write(1, Body::Submitted(body));
     }
+    // From one that is cut off for good only executors bring anything.
+    let gone = (count > 1 && rng.chance(25)).then_some(0);
     for _ in 0..rng.below(60) {
         let index = |rng: &mut Rng| usize::try_from(rng.below(count as u64)).expect("small");
         let (from, to) = (index(&mut rng), index(&mut rng));
-        if rng.chance(30) {
-            let facts: Vec<_> = writers[from].facts.iter().cloned().collect();
-            for fact in facts {
+        if rng.chance(30) && Some(from) != gone {
+            for fact in held(&writers[from].facts) {
                 writers[to].facts.insert(fact);
             }
+        } else if from != to && rng.chance(if Some(from) == gone { 40 } else { 6 }) {
+            let facts = writers[from].facts.clone();
+            writers[to].courier(&facts, &mut rng);
         } else {
             writers[to].act(&mut rng);
         }
     }
     let mut all = JobFacts::default();
-    for fact in writers.iter().flat_map(|writer| writer.facts.iter()) {
-        all.insert(Arc::clone(fact));
+    let left = writers.iter().enumerate().filter(|(index, _)| Some(*index) != gone);
+    for fact in left.flat_map(|(_, writer)| held(&writer.facts)) {
+        all.insert(fact);
     }
-    all.iter().cloned().collect()
+    held(&all)
+}
+
+/// The facts that are held themselves, not only carried by others.
+fn held(facts: &JobFacts) -> Vec<Arc<Fact>> {
+    facts.iter().filter(|fact| !facts.is_carried(&fact.dot)).cloned().collect()
 }
 
 fn fold(facts: &[Arc<Fact>]) -> JobFacts {
@@ -246,8 +308,8 @@ proptest! {
         // In two parts that are folded apart and then joined, either into the other.
         let middle = usize::try_from(rng.below(mixed.len() as u64 + 1)).expect("small");
         let (mut left, right) = (fold(&mixed[..middle]), fold(&mixed[middle..]));
-        for fact in right.iter() {
-            left.insert(Arc::clone(fact));
+        for fact in held(&right) {
+            left.insert(fact);
         }
         prop_assert_eq!(&left, &expected);
     }
@@ -266,6 +328,14 @@ proptest! {
             }
             let (winner, accepted) = facts.winner(a.generation).expect("there is an accept");
             let of_generation = accepts.iter().filter(|(b, _)| b.generation == a.generation);
+            let key = |fact: &Fact, body: &Accepted| {
+                let attempt = (body.fence, body.attempt.clone());
+                let (newest, oldest) = match facts.preference() {
+                    Preference::Newest => (Some(attempt), None),
+                    Preference::Oldest => (None, Some(Reverse(attempt))),
+                };
+                (body.success, newest, oldest, body.digest, fact.dot.clone())
+            };
             let greatest = of_generation.map(|(fact, body)| key(fact, body)).max();
             prop_assert_eq!(Some(key(winner, accepted)), greatest);
         }
@@ -327,11 +397,16 @@ fn a5_every_permutation_of_small_sets_folds_to_the_same_state() {
 fn the_histories_hold_every_kind_of_conflict() {
     let (mut concurrent, mut superseded, mut late, mut rejected, mut undone) = (0, 0, 0, 0, 0);
     let mut equivocation = 0;
+    let (mut regained, mut carried, mut checkpoints) = (0, 0, 0);
     for seed in 0..3_000 {
         let facts = fold(&history(seed));
         let accepts: Vec<_> = facts.accepted().map(|(fact, _)| fact.generation).collect();
         let twice = accepts.iter().any(|g| accepts.iter().filter(|other| *other == g).count() > 1);
         concurrent += u32::from(twice);
+        let of = |kind: &str| facts.iter().any(|fact| fact.body.kind() == kind);
+        regained += u32::from(of("regained"));
+        carried += u32::from(facts.iter().any(|fact| facts.is_carried(&fact.dot)));
+        checkpoints += u32::from(facts.checkpoints(facts.generation()).len() > 1);
         for view in result_views(&facts) {
             match view.judgement.verdict {
                 Verdict::Superseded => superseded += 1,
@@ -351,6 +426,9 @@ fn the_histories_hold_every_kind_of_conflict() {
         ("rejected", rejected),
         ("equivocation", equivocation),
         ("undone end", undone),
+        ("regained", regained),
+        ("carried", carried),
+        ("checkpoints", checkpoints),
     ] {
         assert!(count > 10, "{what} occurred {count} times");
     }

@@ -52,18 +52,29 @@ fn faults(lines: &[String]) -> usize {
     found + checker.finish(false).len()
 }
 
-fn contenders() -> impl Strategy<Value = Vec<Contender>> {
+/// Generation, clock, success, fence and content of one result.
+type Made = (u32, Clock, bool, u64, u8);
+
+fn contenders() -> impl Strategy<Value = Vec<Made>> {
     let clock = proptest::collection::btree_map(0..3_usize, 1..4_u64, 1..3);
-    let one = (1..3_u64, clock, any::<bool>(), 0..3_u64, 0..3_u8);
-    let made = one.prop_map(|(generation, clock, success, fence, digest)| Contender {
-        generation,
-        clock: clock.into_iter().map(|(who, counter)| (actor(who), counter)).collect(),
-        success,
-        fence,
-        attempt: format!("log-0.{fence}"),
-        digest: digest.to_string(),
+    let clock = clock.prop_map(|clock| -> Clock {
+        clock.into_iter().map(|(who, counter)| (actor(who), counter)).collect()
     });
-    proptest::collection::vec(made, 1..8)
+    let one = (1..3_u32, clock, any::<bool>(), 0..3_u64, 0..3_u8);
+    proptest::collection::vec(one, 1..8)
+}
+
+fn contender(made: &Made) -> Contender<'_, u64, u8> {
+    let (generation, clock, success, fence, digest) = made;
+    Contender {
+        generation: *generation,
+        clock,
+        success: *success,
+        fence: *fence,
+        attempt: *fence,
+        digest: *digest,
+        accept: None,
+    }
 }
 
 proptest! {
@@ -116,8 +127,12 @@ proptest! {
         })
     ) {
         for preference in [Preference::Newest, Preference::Oldest] {
-            let verdicts = |all: &[Contender]| {
-                let mut verdicts: Vec<_> = judge(all, preference)
+            let judged = |all: &[Made]| {
+                let all: Vec<_> = all.iter().map(contender).collect();
+                judge(&all, preference)
+            };
+            let verdicts = |all: &[Made]| {
+                let mut verdicts: Vec<_> = judged(all)
                     .into_iter()
                     .zip(all)
                     .map(|(judgement, one)| (format!("{one:?}"), judgement.verdict))
@@ -125,15 +140,14 @@ proptest! {
                 verdicts.sort_by_key(|(one, verdict)| (one.clone(), *verdict as u8));
                 verdicts
             };
-            let said = judge(&all, preference);
+            let said = judged(&all);
             let accepted: Vec<usize> =
                 (0..all.len()).filter(|at| said[*at].verdict == Verdict::Accepted).collect();
             prop_assert_eq!(accepted.len(), 1);
             let winner = &all[accepted[0]];
-            prop_assert!(all.iter().all(|one| one.generation <= winner.generation));
+            prop_assert!(all.iter().all(|one| one.0 <= winner.0));
             let beaten = all.iter().any(|one| {
-                one.generation == winner.generation
-                    && winner.clock.compare(&one.clock) == Causality::Before
+                one.0 == winner.0 && winner.1.compare(&one.1) == Causality::Before
             });
             prop_assert!(!beaten);
             prop_assert_eq!(verdicts(&all), verdicts(&arrived));

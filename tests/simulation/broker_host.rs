@@ -13,7 +13,9 @@ use ucp::proto::limits;
 use ucp::proto::message::ExecutorMessage;
 use ucp::proto::rng::Rng;
 use ucp::proto::time::Now;
+use ucp::proto::view::Detection;
 
+use super::checkers::Checks;
 use super::clocks::HostClock;
 use super::cluster::{Harm, World};
 use super::counters::Sometimes;
@@ -80,9 +82,10 @@ impl BrokerHost {
 pub const ELEMENTS_TOLD_MAX: usize = 4;
 
 /// How this simulation's brokers are set.
-pub fn config() -> BrokerConfig {
+pub fn config(has_others: bool) -> BrokerConfig {
     let elements_told_max = ELEMENTS_TOLD_MAX;
-    BrokerConfig { name: "north".into(), elements_told_max, ..BrokerConfig::default() }
+    let name = "north".into();
+    BrokerConfig { name, elements_told_max, has_others, ..BrokerConfig::default() }
 }
 
 impl World {
@@ -92,7 +95,7 @@ impl World {
             return;
         }
         let seed = self.rng.next_u64();
-        let mut core = Broker::new(config(), Rng::from_seed(seed));
+        let mut core = Broker::new(config(self.has_others), Rng::from_seed(seed));
         for sealed in &self.disk.durable {
             if let Err(error) = core.restore(sealed) {
                 self.checks.fail("restore", error.to_string());
@@ -218,13 +221,16 @@ impl World {
             let until = self.broker.paused_until;
             return self.queue.push(until, Event::DiskDone { life });
         }
+        let was_full = self.disk.in_flight() >= limits::BATCHES_IN_FLIGHT_MAX;
         let from = self.disk.complete();
         self.note_durable(from);
         if let Some(parcel) = self.broker.gate.iter_mut().find(|parcel| !parcel.durable) {
             parcel.durable = true;
         }
         self.open_gate();
-        self.wake_broker_at(self.now + 1);
+        if was_full || !self.broker.inbox.is_empty() {
+            self.wake_broker_at(self.now + 1);
+        }
     }
 
     fn note_durable(&mut self, from: usize) {
@@ -299,7 +305,9 @@ impl World {
         let input = match message {
             ExecutorMessage::Hello(hello) => {
                 line.greeted = true;
-                Input::SessionOpened { session, hello }
+                let local = self.executors[line.executor].local;
+                self.checks.announced(&hello);
+                Input::SessionOpened { session, hello, local }
             }
             message => {
                 self.observe_message(&message);
@@ -311,7 +319,7 @@ impl World {
     }
 
     /// The broker's end of a connection learns that it is over.
-    pub fn broker_sees_close(&mut self, link: usize, process_gone: bool) {
+    pub fn broker_sees_close(&mut self, link: usize, process_gone: bool, tree_gone: bool) {
         let line = self.net.link(link);
         if !line.broker_open {
             return;
@@ -325,17 +333,14 @@ impl World {
                 self.counters.count(Sometimes::LocalDeathSeen);
             }
             let session = Network::session(link);
-            // Every other host has no cgroups, so that nothing is proven there.
-            let tree_gone = process_gone && link.is_multiple_of(2);
             self.tell_broker(Input::SessionClosed { session, process_gone, tree_gone });
         }
     }
 
     /// The broker's process dies, perhaps with its machine; a new one begins later.
     pub fn kill_broker(&mut self, damage: Damage, back_at: u64) {
-        if self.broker.core.take().is_none() {
-            return;
-        }
+        let Some(core) = self.broker.core.take() else { return };
+        self.note_detection(&core.status().detection);
         trace!(self, "broker dies: {damage:?}");
         self.broker.inbox.clear();
         self.broker.gate.clear();
@@ -357,6 +362,13 @@ impl World {
         }
         if damage == Damage::Restored {
             self.checks.restored(&self.disk.durable);
+            for attempt in self.executors.iter().flat_map(|host| &host.kept) {
+                let Checks { safe, reported, .. } = &self.checks;
+                if !reported.contains(attempt) && !safe.contains(attempt) {
+                    self.checks.owed.insert(attempt);
+                    self.counters.count(Sometimes::OwedReturned);
+                }
+            }
         }
         let boots = matches!(damage, Damage::Reboot | Damage::Restored);
         self.end_links_of_broker(boots, back_at);
@@ -379,6 +391,33 @@ impl World {
                 self.queue.push(at, Event::ExecutorSeesClose { link });
             }
         }
+    }
+
+    /// Counts how executors were lost and found in one life.
+    pub fn note_detection(&mut self, seen: &Detection) {
+        let seen = [
+            (seen.doubts, Sometimes::Doubted),
+            (seen.own_pauses, Sometimes::OwnPause),
+            (seen.lost_ended, Sometimes::LostEnded),
+            (seen.lost_silent, Sometimes::LostSilent),
+            (seen.lost_away, Sometimes::LostAway),
+            (seen.clones, Sometimes::CloneRefused),
+            (seen.avoided, Sometimes::Avoided),
+            (seen.equivocations, Sometimes::Equivocation),
+        ];
+        let seen = seen.into_iter().filter(|(count, _)| *count > 0);
+        seen.for_each(|(_, what)| self.counters.count(what));
+    }
+
+    /// Another broker holds by now what is durable here.
+    pub fn held_elsewhere(&mut self) {
+        let pause = self.rng.range(200_000, 9_000_000);
+        let pause = if self.healing { 200_000 } else { pause };
+        self.queue.push(self.now + pause, Event::HeldElsewhere);
+        let vector = self.checks.durable.logs.vector();
+        let Checks { safe, reported, .. } = &mut self.checks;
+        safe.extend(reported);
+        self.tell_broker(Input::HeldElsewhere { vector });
     }
 
     fn end_requests(&mut self, boots: bool) {

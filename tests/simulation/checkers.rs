@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use ucp::proto::capability::Capability;
 use ucp::proto::event::Batch;
-use ucp::proto::fact::{Body, Deployed, Fact, Reported, SealedFact};
+use ucp::proto::fact::{Body, Checkpointed, Deployed, Fact, Regained, Reported, SealedFact};
 use ucp::proto::id::{AttemptId, Digest, ExecutorId, JobId, LogId, RequestId, TaskId};
+use ucp::proto::message::Hello;
 use ucp::proto::time::Monotonic;
 use ucp::proto::view::JobState;
 
 use super::deadlines::Deadlines;
-use super::history::{AttemptBook, Book, End, History};
+use super::history::{AttemptBook, Attempts, Book, End, History};
 use super::oracle::Oracle;
 use super::queueing::Waiting;
 
@@ -42,11 +43,20 @@ pub struct Checks {
     /// Jobs whose submission was acknowledged to a client, on the disk that is in use.
     pub acknowledged: BTreeSet<JobId>,
     /// Attempts whose result was acknowledged to the executor, likewise.
-    pub acknowledged_results: BTreeSet<AttemptId>,
+    pub acknowledged_results: Attempts,
+    /// Attempts of which the disk holds a result.
+    pub reported: Attempts,
     /// How each generation ended, as told to clients.
     pub told: BTreeMap<(TaskId, u32), (JobState, Option<Digest>)>,
     /// How often each attempt was started.
     pub starts: BTreeMap<AttemptId, u32>,
+    /// The checkpoints that each attempt made.
+    pub checkpoints: BTreeMap<AttemptId, Vec<Digest>>,
+    /// Attempts whose result another broker holds.
+    pub safe: Attempts,
+    /// Attempts whose result an executor was asked to keep and a restored disk has lost: they must
+    /// come back.
+    pub owed: Attempts,
     /// The contents that each attempt produced.
     pub produced: BTreeMap<AttemptId, Vec<Digest>>,
     /// What each executor has, by its name.
@@ -93,23 +103,25 @@ impl Checks {
         match &fact.body {
             Body::Deployed(body) => self.check_deployed(fact, body, &tasks),
             Body::Accepted(body) => {
-                for task in tasks {
+                for task in &tasks {
                     let attempt = AttemptId::new(body.attempt.dot.clone(), task.element);
-                    self.check_accepted(task, fact, &attempt, &body.digest);
+                    self.check_accepted(*task, fact, &attempt, &body.digest);
                 }
                 let reported = self.held.holds(&body.reported);
                 self.demand("I3", reported, || format!("{} accepts what is not held", fact.dot));
             }
             Body::Reported(body) => self.check_reported(fact, body, &tasks),
+            Body::Checkpointed(body) => self.check_checkpointed(fact, body, &tasks),
+            Body::Regained(body) => self.check_regained(fact, body, &tasks),
             _ => {}
         }
-        if let Err(text) = self.waiting.written(mono, fact, &self.held) {
+        if let Err(text) = self.waiting.written(mono, fact, &tasks, &self.held) {
             self.fail("I8", text);
         }
-        if let Err(text) = self.deadlines.written(mono, fact, &self.held) {
+        if let Err(text) = self.deadlines.written(mono, fact, &tasks, &self.held) {
             self.fail("deadline", text);
         }
-        if let Err(error) = self.held.apply_written(sealed) {
+        if let Err(error) = self.held.apply_written(sealed, &tasks) {
             self.fail("log-sequence", error.to_string());
         }
     }
@@ -134,6 +146,37 @@ impl Checks {
                 book.reports.iter().any(|(a, d, _)| *a == attempt && *d == body.digest)
             });
             self.demand("duplicate", !twice, || format!("{dot} reports {attempt} twice"));
+        }
+    }
+
+    /// What is checkpointed was made, in its order, of an attempt that may still go on.
+    fn check_checkpointed(&mut self, fact: &Fact, body: &Checkpointed, tasks: &[TaskId]) {
+        let dot = &fact.dot;
+        self.demand("A30", tasks.len() == 1, || format!("{dot} keeps state of many"));
+        for task in tasks {
+            let attempt = AttemptId::new(body.attempt.dot.clone(), task.element);
+            let made = self.checkpoints.get(&attempt).map(Vec::as_slice).unwrap_or_default();
+            let place = usize::try_from(body.number - 1).expect("fits");
+            let real = made.get(place) == Some(&body.manifest);
+            self.demand("A30", real, || format!("{dot} keeps what {attempt} did not make"));
+        }
+    }
+
+    /// Only what was lost is regained, where nothing else runs and nothing has ended the task.
+    fn check_regained(&mut self, fact: &Fact, body: &Regained, tasks: &[TaskId]) {
+        let dot = &fact.dot;
+        for task in tasks {
+            let attempt = AttemptId::new(body.attempt.dot.clone(), task.element);
+            let book = self.held.tasks.get(task);
+            let lost = book.and_then(|book| book.attempt(&attempt)).is_some_and(|held| {
+                held.end == Some(End::Lost)
+                    && held.generation == fact.generation
+                    && held.executor == body.executor
+            });
+            let state = book.map(Book::state);
+            self.demand("regained", lost && state == Some(JobState::Waiting), || {
+                format!("{dot} regains {attempt}: {state:?}, lost: {lost}")
+            });
         }
     }
 
@@ -178,7 +221,7 @@ impl Checks {
             .tasks
             .iter()
             .flat_map(|(task, book)| book.attempts.iter().map(move |a| (task, book, a)))
-            .filter(|(_, book, a)| there(a) && !over(book, a))
+            .filter(|(_, book, a)| there(a) && !over(book, a) && !self.held.is_foreign(book))
             .map(|(task, ..)| cores(task))
             .sum();
         let needed: u64 = tasks.iter().map(cores).sum();
@@ -238,7 +281,7 @@ impl Checks {
         let real = book.attempt(attempt).is_some_and(|a| a.generation == fact.generation);
         let reported = book.reports.iter().any(|(a, d, _)| a == attempt && d == digest);
         let (dot, current) = (&fact.dot, book.generation == fact.generation);
-        let open = book.outcomes.get(&fact.generation).is_none_or(|o| o.ended.is_none());
+        let open = book.ended_of(fact.generation).is_none();
         self.demand("one-accept", first.is_none(), || {
             format!("{dot} accepts {attempt} after {first:?} in generation {}", fact.generation)
         });
@@ -283,15 +326,20 @@ impl Checks {
                 && row.state == state
                 && (state.is_none() || row.generation == generation)
                 && row.digest == digest;
-            let told = format!("{state:?} in {generation}, {digest:?}");
-            self.demand("rows", same, || format!("{row:?}, but the facts say {told}"));
+            self.demand("rows", same, || {
+                let told = format!("{state:?} in {generation}, {digest:?}");
+                format!("{row:?}, but the facts say {told}")
+            });
         }
     }
 
     /// A fact became durable (I5: no dot is used for two facts, over all lives).
     pub fn durable(&mut self, sealed: &SealedFact) {
         let dot = &sealed.fact.dot;
-        let lines = self.lines.entry(dot.log.clone()).or_default();
+        if !self.lines.contains_key(&dot.log) {
+            self.lines.insert(dot.log.clone(), Vec::new());
+        }
+        let lines = self.lines.get_mut(&dot.log).expect("it is there");
         let place = usize::try_from(dot.seq - 1).expect("fits");
         match lines.get(place) {
             Some(_) => self.fail("I5", format!("{dot} is used for two facts")),
@@ -300,6 +348,10 @@ impl Checks {
         }
         if let Err(error) = self.durable.apply(sealed) {
             self.fail("log-sequence", error.to_string());
+        }
+        note_reported(&mut self.reported, &sealed.fact);
+        if matches!(sealed.fact.body, Body::Reported(_)) {
+            self.owed.subtract(&self.reported);
         }
         self.oracle.durable(&sealed.fact);
         self.all.push(sealed.clone());
@@ -313,10 +365,17 @@ impl Checks {
         }
         let durable = &self.durable;
         self.acknowledged.retain(|job| durable.is_submitted(*job));
-        let reported: BTreeSet<&AttemptId> =
-            durable.tasks.values().flat_map(|b| b.reports.iter().map(|(a, ..)| a)).collect();
-        self.acknowledged_results.retain(|attempt| reported.contains(attempt));
+        self.reported = Attempts::default();
+        facts.iter().for_each(|sealed| note_reported(&mut self.reported, &sealed.fact));
+        self.acknowledged_results.keep(&self.reported);
         self.told.clear();
+    }
+
+    /// An executor announces attempts to the broker.
+    pub fn announced(&mut self, hello: &Hello) {
+        for (attempt, job) in hello.attempts.iter().zip(&hello.jobs) {
+            self.waiting.announce(TaskId::new(*job, attempt.element));
+        }
     }
 
     /// Urgent jobs that were deployed before older ones.
@@ -345,10 +404,7 @@ impl Checks {
         if let Some(job) = self.acknowledged.iter().find(|job| !held(job)) {
             return self.fail("I1", format!("job {job} was acknowledged and is not durable"));
         }
-        let reported: BTreeSet<&AttemptId> =
-            self.durable.tasks.values().flat_map(|b| b.reports.iter().map(|(a, ..)| a)).collect();
-        let lost = self.acknowledged_results.iter().find(|attempt| !reported.contains(attempt));
-        if let Some(attempt) = lost {
+        if let Some(attempt) = self.acknowledged_results.missing_in(&self.reported) {
             self.fail("I4", format!("the result of {attempt} was acknowledged, is not durable"));
         }
     }
@@ -370,5 +426,17 @@ impl Checks {
         let ever = self.lines.get(&attempt.dot.log).map_or(0, |lines| lines.len() as u64);
         let known = durable || ever >= attempt.dot.seq;
         self.demand("durable-first", known, || format!("{attempt} runs, no fact of it is durable"));
+    }
+}
+
+/// Notes the attempts whose results a fact holds.
+fn note_reported(reported: &mut Attempts, fact: &Fact) {
+    let Body::Reported(body) = &fact.body else { return };
+    match &fact.elements {
+        None => reported.insert(&body.attempt),
+        Some(elements) => {
+            let named = |element| AttemptId::new(body.attempt.dot.clone(), Some(element));
+            elements.iter().for_each(|element| reported.insert(&named(element)));
+        }
     }
 }

@@ -78,8 +78,7 @@ impl World {
         }
         let pause = self.rng.range(1_000, self.pace_us);
         self.queue.push(self.now + pause, Event::ClientActs { client });
-        let open = self.ops.iter().filter(|op| !op.done && op.client == client).count();
-        if open >= OPEN_MAX {
+        if self.open_ops[client] >= OPEN_MAX {
             return;
         }
         let known = self.known_jobs.len();
@@ -101,6 +100,7 @@ impl World {
             (65..72, Some(task)) => Kind::Rerun { task },
             (_, Some(task)) => Kind::Query(self.draw_query(task)),
         };
+        self.open_ops[client] += 1;
         self.ops.push(Op {
             client,
             kind,
@@ -130,13 +130,14 @@ impl World {
         let text = task.to_string();
         let from = *self.rng.pick(&[0, 0, 24]);
         let job = JobRef(text[from..].to_owned());
-        match self.rng.below(10) {
-            0..3 => Request::Show { job },
-            3..5 => Request::Why { job },
-            5 => Request::List { state: None, limit: 20 },
-            6 => Request::List { state: Some(JobState::Waiting), limit: 1_000 },
-            7 => Request::Status,
-            8 => Request::Executors,
+        // An audit goes through everything that is held.
+        match self.rng.below(20) {
+            0..6 => Request::Show { job },
+            6..10 => Request::Why { job },
+            10..12 => Request::List { state: None, limit: 20 },
+            12..14 => Request::List { state: Some(JobState::Waiting), limit: 1_000 },
+            14..17 => Request::Status,
+            17..19 => Request::Executors,
             _ => Request::Audit,
         }
     }
@@ -170,7 +171,8 @@ impl World {
             let wall = self.broker.clock.now(self.now).wall;
             earlier = vec![JobId::random(wall, &mut self.rng)];
         }
-        let plan = workload::draw(number, &earlier, &self.capabilities, &mut self.rng);
+        let plan =
+            workload::draw(number, &earlier, &self.capabilities, &self.arrays, &mut self.rng);
         if !workload::is_possible(&plan.spec, &self.capabilities) {
             self.counters.count(Sometimes::Impossible);
         }
@@ -422,7 +424,10 @@ impl World {
     }
 
     fn finish_op(&mut self, op: usize) {
-        self.ops[op].done = true;
+        let entry = &mut self.ops[op];
+        if !std::mem::replace(&mut entry.done, true) {
+            self.open_ops[entry.client] -= 1;
+        }
         self.close_request(op);
     }
 

@@ -24,9 +24,10 @@ use super::executor_host::ExecutorHost;
 use super::faults::{self, Fault};
 use super::history::{Book, End, History};
 use super::network::Network;
+use super::processes::Processes;
 use super::queue::{Draw, Event, Queue};
 use super::trace::{Trace, trace};
-use super::workload::Plan;
+use super::workload::{Arrays, Plan};
 
 /// A fault of the harness itself, which a checker must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +67,10 @@ pub struct World {
     pub executors: Vec<ExecutorHost>,
     pub capabilities: Vec<Capability>,
     pub plans: Vec<Plan>,
+    pub arrays: Arrays,
     pub ops: Vec<Op>,
+    /// How many of them each client has open.
+    pub open_ops: Vec<usize>,
     pub known_jobs: Vec<JobId>,
     /// Those of them that are arrays, with their elements.
     pub known_arrays: BTreeMap<JobId, Ranges>,
@@ -88,6 +92,14 @@ pub struct World {
     pub pace_us: u64,
     pub faults: Vec<Fault>,
     pub fault_pause_us: u64,
+    /// The processes as they truly are.
+    pub processes: Processes,
+    /// The broker's own link is down until then.
+    pub cut_off_until: u64,
+    /// Nothing breaks in this seed but the broker's own link.
+    pub own_link_only: bool,
+    /// Whether there is another broker, which at times holds what is durable here.
+    pub has_others: bool,
     disk_us: u64,
 }
 
@@ -113,7 +125,9 @@ impl World {
             capabilities: executors.iter().map(|host| host.capability.clone()).collect(),
             executors,
             plans: Vec::new(),
+            arrays: Arrays::draw(&mut rng),
             ops: Vec::new(),
+            open_ops: Vec::new(),
             known_jobs: Vec::new(),
             known_arrays: BTreeMap::new(),
             checks: Checks::default(),
@@ -128,6 +142,10 @@ impl World {
             pace_us: *rng.pick(&[60_000, 300_000, 900_000]),
             faults,
             fault_pause_us: *rng.pick(&[400_000, 2_000_000, 6_000_000]),
+            processes: Processes::default(),
+            cut_off_until: 0,
+            own_link_only: false,
+            has_others: rng.chance(30),
             disk_us: *rng.pick(&[50, 500, 4_000, 30_000]),
             rng,
         };
@@ -135,6 +153,9 @@ impl World {
             world.executors.iter().map(|host| (host.id.clone(), host.capability.clone())).collect();
         if calm {
             world.counters.count(Sometimes::Calm);
+        }
+        if world.rng.chance(5) {
+            world.only_own_link();
         }
         world.prepare();
         world
@@ -147,12 +168,16 @@ impl World {
             self.queue.push(start, Event::ExecutorStart { executor });
             self.queue.push(start + 500_000, Event::ExecutorMeasure { executor });
         }
-        for client in 0..usize::try_from(self.rng.range(1, 6)).expect("small") {
+        self.open_ops = vec![0; usize::try_from(self.rng.range(1, 6)).expect("small")];
+        for client in 0..self.open_ops.len() {
             let start = self.rng.below(200_000);
             self.queue.push(start, Event::ClientActs { client });
         }
         let first = self.rng.below(2_000_000);
         self.queue.push(first, Event::Fault);
+        if self.has_others {
+            self.queue.push(1_000_000, Event::HeldElsewhere);
+        }
     }
 
     /// Lets everything happen; the broken rule if one is broken.
@@ -182,9 +207,18 @@ impl World {
             Event::DiskDone { life } => self.disk_done(life),
             Event::ToBroker { link, message } => self.message_reaches_broker(link, *message),
             Event::ToExecutor { link, message } => self.message_reaches_executor(link, *message),
-            Event::BrokerSeesClose { link, process_gone } => {
-                self.broker_sees_close(link, process_gone);
+            Event::BrokerSeesClose { link, process_gone, tree_gone } => {
+                self.broker_sees_close(link, process_gone, tree_gone);
             }
+            Event::JobCheckpoint { executor, life, attempt } => {
+                self.job_checkpoints(executor, life, attempt);
+            }
+            Event::LeaseOver { executor, life, attempt } => {
+                self.lease_over(executor, life, attempt);
+            }
+            Event::ProcessGone { attempt } => self.process_ends(&attempt),
+            Event::Flap { executor, left } => self.flap(executor, left),
+            Event::HeldElsewhere => self.held_elsewhere(),
             Event::ExecutorSeesClose { link } => self.executor_sees_close(link),
             Event::ExecutorStart { executor } => self.start_executor(executor),
             Event::ExecutorKill { executor, life } => {
@@ -223,11 +257,20 @@ impl World {
             Event::ExecutorTimer { executor, .. }
             | Event::SpoolDone { executor, .. }
             | Event::JobUnfit { executor, .. }
+            | Event::JobCheckpoint { executor, .. }
             | Event::JobEnd { executor, .. } => *executor,
             _ => return Some(event),
         };
         let host = &self.executors[executor];
         if self.now < host.paused_until && host.core.is_some() {
+            if let Event::JobEnd { attempt, life, .. } = &event
+                && *life == host.life
+            {
+                // Its processes end all the same; only nobody takes note yet.
+                let attempt = attempt.clone();
+                self.process_ends(&attempt);
+            }
+            let host = &self.executors[executor];
             self.queue.push(host.paused_until, event);
             return None;
         }
@@ -270,6 +313,7 @@ impl World {
             if let Body::Lost(body) = &fact.body {
                 self.counters.count(Sometimes::LostAttempt);
                 self.check_loss(fact, &body.executor);
+                self.check_doubt(fact, &body.executor, &body.reason);
             }
             let tasks = self.checks.held.tasks_of(fact);
             for task in &tasks {
@@ -303,10 +347,9 @@ impl World {
         }
         let task = TaskId::new(said.job, said.attempt.element);
         let Some(book) = self.checks.held.tasks.get(&task) else { return };
-        let digest = said.result.digest();
         for (attempt, held, _) in &book.reports {
             if *attempt == said.attempt {
-                let same = *held == digest;
+                let same = *held == said.result.digest();
                 let seen = if same { Sometimes::SameResultTwice } else { Sometimes::OtherContent };
                 self.counters.count(seen);
             }
@@ -358,13 +401,29 @@ fn observed(fact: &Fact, element: Option<u64>, book: &Book) -> Option<Sometimes>
             }
         }
         Body::Revoked(body) if body.reason == "it had not begun" => Some(Sometimes::Unbegun),
+        Body::Revoked(body) if body.reason.ends_with("lease ran out") => {
+            Some(Sometimes::LeaseEnded)
+        }
         Body::Revoked(_) => Some(Sometimes::Revoked),
+        Body::Regained(_) => Some(Sometimes::Regained),
+        Body::Checkpointed(_) => Some(Sometimes::Checkpointed),
+        Body::Reported(body) if !body.carried.is_empty() => Some(Sometimes::Carried),
         Body::Reported(body) => match book.attempt(&named(&body.attempt)) {
             None => Some(Sometimes::UnknownResult),
             Some(_) => outcome
-                .filter(|o| o.accepted.is_some() || o.ended.is_some())
+                .filter(|o| o.accepted.is_some())
+                .map(|_| ())
+                .or_else(|| book.ended_of(fact.generation).map(|_| ()))
                 .map(|_| Sometimes::LateResult),
         },
+        Body::Accepted(body)
+            if book
+                .attempt(&named(&body.attempt))
+                .is_some_and(|a| a.attempt.dot.log != fact.dot.log)
+                && book.birth.as_ref().is_some_and(|birth| birth.log != fact.dot.log) =>
+        {
+            Some(Sometimes::CourierAccepted)
+        }
         Body::Accepted(body) => {
             let lost = book.attempt(&named(&body.attempt))?.end == Some(End::Lost);
             lost.then_some(Sometimes::ResultBeforeLost)

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use ucp::proto::fact::{Body, Fact};
-use ucp::proto::id::{JobId, LogId};
+use ucp::proto::id::{JobId, LogId, TaskId};
 use ucp::proto::job::AfterDeadline;
 use ucp::proto::time::Monotonic;
 use ucp::proto::view::JobState;
@@ -41,17 +41,32 @@ impl Deadlines {
         self.life += 1;
     }
 
-    /// A fact is written.
+    /// A fact about these tasks is written.
     ///
     /// # Errors
     /// It comes too early or too late.
-    pub fn written(&mut self, mono: Monotonic, fact: &Fact, held: &History) -> Result<(), String> {
+    pub fn written(
+        &mut self,
+        mono: Monotonic,
+        fact: &Fact,
+        tasks: &[TaskId],
+        held: &History,
+    ) -> Result<(), String> {
         let Some(job) = fact.job else { return Ok(()) };
         if matches!(fact.body, Body::Submitted(_) | Body::Rerun(_)) {
             let (log, rerun) = (fact.dot.log.clone(), matches!(fact.body, Body::Rerun(_)));
             self.begins.insert((job, rerun), Begin { mono, life: self.life, log });
         }
-        let tasks = held.tasks_of(fact);
+        // A job that a result makes known begins to count then, as far as this life goes.
+        let unknown = || !held.is_submitted(job);
+        if matches!(&fact.body, Body::Reported(body) if !body.carried.is_empty()) && unknown() {
+            // Only the log that a submission stands in can go on with its count.
+            let carried = fact.carried();
+            let log = carried.first().map_or(&fact.dot.log, |carried| &carried.dot.log).clone();
+            let begin = || Begin { mono, life: self.life, log: log.clone() };
+            self.begins.insert((job, false), begin());
+            self.begins.insert((job, true), begin());
+        }
         let mut books = tasks.iter().filter_map(|task| held.tasks.get(task));
         let Some(book) = books.next() else { return Ok(()) };
         let expires = matches!(fact.body, Body::Expired(_));

@@ -7,30 +7,41 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ucp::proto::capability::{Capability, Load, Needs};
-use ucp::proto::executor::{Executor, ExecutorConfig, ExecutorInput, ExecutorOutput, Kill};
+use ucp::proto::executor::{Executor, ExecutorConfig, ExecutorInput, ExecutorOutput};
 use ucp::proto::id::{AttemptId, ExecutorId, Incarnation};
 use ucp::proto::limits;
-use ucp::proto::message::{BrokerMessage, ExecutorMessage, ResultMessage, StartOrder};
-use ucp::proto::result::{JobResult, Stream};
+use ucp::proto::message::{BrokerMessage, ExecutorMessage, ResultMessage};
+use ucp::proto::ranges::Ranges;
+use ucp::proto::result::Stream;
 use ucp::proto::rng::Rng;
+use ucp::proto::time::Monotonic;
 use ucp::proto::units::Size;
 
 use super::clocks::HostClock;
 use super::cluster::World;
 use super::counters::Sometimes;
+use super::history::Attempts;
 use super::queue::{Draw, Event};
 use super::trace::trace;
-use super::workload::{capability, plan_of};
+use super::workload::capability;
 
 /// So long an attempt may stand at an executor without any result of it: what the broker bears
 /// with, and messages there and back on a slow network.
 const STANDING_MAX_US: u64 = 250_000 + 2_250_000;
 
+fn named(attempt: &AttemptId, elements: Option<&Ranges>) -> Vec<AttemptId> {
+    let of = |element| AttemptId::new(attempt.dot.clone(), Some(element));
+    elements.map_or_else(|| vec![attempt.clone()], |elements| elements.iter().map(of).collect())
+}
+
 /// A job's processes.
 pub struct Running {
-    plan: usize,
-    run: u32,
-    needs: Needs,
+    /// Of which plan.
+    pub plan: usize,
+    /// Which run of it.
+    pub run: u32,
+    /// What it occupies.
+    pub needs: Needs,
 }
 
 /// An executor's machine and process.
@@ -63,6 +74,16 @@ pub struct ExecutorHost {
     result_at: u64,
     /// Results that left at that moment.
     results_together: u32,
+    /// Results that it was asked to keep.
+    pub kept: BTreeSet<AttemptId>,
+    /// Whether its jobs are in a cgroup, so that their end can be proven.
+    pub cgroup: bool,
+    /// Nobody reaches it until then.
+    pub unreachable_until: u64,
+    /// When its process began.
+    pub began_at: u64,
+    /// Until when attempts may run that must not overlap, by its clock.
+    pub leases: BTreeMap<AttemptId, Monotonic>,
     /// The processes of its jobs.
     pub running: BTreeMap<AttemptId, Running>,
     /// The results on its disk.
@@ -81,6 +102,11 @@ impl ExecutorHost {
             id: format!("van{index}-{index:08x}").parse().expect("a name"),
             capability: capability(index, rng),
             local: rng.chance(40),
+            kept: BTreeSet::new(),
+            cgroup: rng.chance(50),
+            unreachable_until: 0,
+            began_at: 0,
+            leases: BTreeMap::new(),
             life: 0,
             boot: 1,
             core: None,
@@ -103,7 +129,7 @@ impl ExecutorHost {
 
     /// Whether nothing runs and no result waits.
     pub fn is_idle(&self) -> bool {
-        self.core.as_ref().is_some_and(Executor::is_idle) && self.spool.is_empty()
+        self.core.as_ref().is_some_and(Executor::is_idle)
     }
 }
 
@@ -117,8 +143,10 @@ impl World {
             return;
         }
         host.life += 1;
+        host.began_at = self.now;
+        host.leases.clear();
         let config = ExecutorConfig {
-            cgroup: None,
+            cgroup: host.cgroup.then(|| "/cgroup".to_owned()),
             executor: host.id.clone(),
             incarnation: Incarnation { boot: format!("boot{}", host.boot), life: seed },
             pid: host.life,
@@ -135,6 +163,7 @@ impl World {
         host.timer_at = u64::MAX;
         let life = host.life;
         trace!(self, "executor {index} begins life {life}");
+        self.kill_leftovers(index);
         self.tell_executor(index, ExecutorInput::Measured(load));
         self.queue.push(self.now + 100, Event::ExecutorConnect { executor: index, life });
     }
@@ -157,7 +186,9 @@ impl World {
         if host.life != life || host.core.is_none() || host.link.is_some() {
             return;
         }
-        if self.broker.core.is_none() || self.now < host.paused_until {
+        let cut_off = !host.local && self.now < self.cut_off_until;
+        let unreachable = cut_off || self.now < host.unreachable_until;
+        if self.broker.core.is_none() || self.now < host.paused_until || unreachable {
             let pause = self.rng.range(20_000, 400_000);
             let event = Event::ExecutorConnect { executor: index, life };
             return self.queue.push(self.now + pause, event);
@@ -202,8 +233,9 @@ impl World {
         };
         let since = host.result_at.max(host.calm_from).max(*came);
         let span = self.now.saturating_sub(since);
-        let text = format!("{attempt} stands at executor {index} for {span} us");
-        self.checks.demand("standing", span <= STANDING_MAX_US, || text);
+        self.checks.demand("standing", span <= STANDING_MAX_US, || {
+            format!("{attempt} stands at executor {index} for {span} us")
+        });
     }
 
     fn drain_executor(&mut self, index: usize) {
@@ -248,6 +280,12 @@ impl World {
                 self.executors[index].spooling = Some(message);
                 self.queue.push(self.now + latency, Event::SpoolDone { executor: index, life });
             }
+            ExecutorOutput::Lease { attempt, until } => {
+                let host = &mut self.executors[index];
+                host.leases.insert(attempt.clone(), until);
+                let at = host.clock.when(until);
+                self.queue.push(at, Event::LeaseOver { executor: index, life, attempt });
+            }
             ExecutorOutput::Unspool(attempt) => {
                 let host = &mut self.executors[index];
                 host.removed = host.spool.remove(&attempt);
@@ -264,7 +302,9 @@ impl World {
                 let back = self.now + self.rng.range(10_000, 2_000_000);
                 self.kill_executor(index, false, back);
             }
-            ExecutorOutput::Registered(_) | ExecutorOutput::Notice(_) => {}
+            ExecutorOutput::Forget(_)
+            | ExecutorOutput::Registered(_)
+            | ExecutorOutput::Notice(_) => {}
         }
     }
 
@@ -286,7 +326,8 @@ impl World {
             let line = self.net.link(link);
             line.executor_open = false;
             if let Some(at) = line.up.arrival(self.now, delay) {
-                self.queue.push(at, Event::BrokerSeesClose { link, process_gone: false });
+                let (process_gone, tree_gone) = (false, false);
+                self.queue.push(at, Event::BrokerSeesClose { link, process_gone, tree_gone });
             }
         }
         let life = self.executors[index].life;
@@ -328,9 +369,34 @@ impl World {
         let now = self.now;
         let host = &mut self.executors[index];
         match message {
+            BrokerMessage::Acknowledged { attempt, elements, keep } => {
+                for attempt in named(attempt, elements.as_ref()) {
+                    host.kept.remove(&attempt);
+                    if *keep {
+                        host.kept.insert(attempt);
+                    }
+                }
+                if *keep {
+                    self.counters.count(Sometimes::Kept);
+                }
+            }
+            BrokerMessage::Released { attempt, elements } => {
+                for attempt in named(attempt, elements.as_ref()) {
+                    host.kept.remove(&attempt);
+                }
+            }
+            BrokerMessage::Stop { reason, .. } if reason == "another attempt counts" => {
+                self.counters.count(Sometimes::GhostStopped);
+            }
             BrokerMessage::Start(order) => {
-                for order in order.as_ref().clone().each() {
-                    host.standing.entry(order.attempt).or_insert(now);
+                let dot = &order.attempt.dot;
+                let mut comes = |element| {
+                    let attempt = AttemptId::new(dot.clone(), element);
+                    host.standing.entry(attempt).or_insert(now);
+                };
+                match &order.elements {
+                    Some(elements) => elements.iter().for_each(|element| comes(Some(element))),
+                    None => comes(order.attempt.element),
                 }
             }
             BrokerMessage::Recall if !host.standing.is_empty() => {
@@ -344,8 +410,14 @@ impl World {
     fn note_standing(&mut self, index: usize) {
         let host = &mut self.executors[index];
         let Some(core) = &host.core else { return };
-        let here: BTreeSet<&AttemptId> = core.waiting().collect();
-        host.standing.retain(|attempt, _| here.contains(attempt));
+        if host.standing.is_empty() {
+            return;
+        }
+        // What waits has come, so as many are the same ones.
+        if core.waiting().count() != host.standing.len() {
+            let here: BTreeSet<&AttemptId> = core.waiting().collect();
+            host.standing.retain(|attempt, _| here.contains(attempt));
+        }
         if host.standing.is_empty() {
             return;
         }
@@ -387,115 +459,6 @@ impl World {
         }
     }
 
-    /// A job's processes begin.
-    fn begin(&mut self, index: usize, order: &StartOrder) {
-        self.checks.started(&order.attempt);
-        self.check_room(index, order);
-        let plan = plan_of(&order.spec);
-        let element = order.attempt.element;
-        let job = &mut self.plans[plan];
-        let right = job.runs_as(&order.spec, element);
-        self.checks.demand("array", right, || format!("{element:?} runs as {:?}", order.spec));
-        let run = job.begin(element);
-        let (poison, unstartable) = (job.is_poison(element), job.unstartable);
-        let (from, to) = job.duration_us;
-        let host = &mut self.executors[index];
-        let (executor, life) = (index, host.life);
-        let needs = order.spec.needs.clone();
-        host.running.insert(order.attempt.clone(), Running { plan, run, needs });
-        if self.rng.chance(1) && !self.healing {
-            let attempt = order.attempt.clone();
-            return self.queue.push(self.now + 50, Event::JobUnfit { executor, life, attempt });
-        }
-        let duration = if unstartable { 1 } else { self.rng.range(from, to) };
-        trace!(self, "executor {index} runs {} of plan {plan}, run {run}", order.attempt);
-        if poison && !self.healing {
-            let soon = self.now + self.rng.range(100, 30_000);
-            return self.queue.push(soon, Event::ExecutorKill { executor, life });
-        }
-        let attempt = order.attempt.clone();
-        let event = Event::JobEnd { executor, life, attempt, signal: None };
-        self.queue.push(self.now + duration, event);
-    }
-
-    /// An executor runs no more than it has room for; what needs more than there is runs alone.
-    fn check_room(&mut self, index: usize, order: &StartOrder) {
-        let host = &self.executors[index];
-        let needs = || host.running.values().map(|r| &r.needs).chain([&order.spec.needs]);
-        let cores: u64 = needs().map(|needs| u64::from(needs.cores)).sum();
-        let memory: u64 = needs().filter_map(|needs| needs.memory).map(|size| size.0).sum();
-        let has = &host.capability;
-        let fits = cores <= u64::from(has.slots) && memory <= has.memory.0;
-        let alone = host.running.is_empty();
-        let text = format!("{} begins: {cores} slots, {memory} bytes at {has:?}", order.attempt);
-        self.checks.demand("room", fits || alone, || text);
-    }
-
-    /// A job's processes could not begin.
-    pub fn job_unfit(&mut self, index: usize, life: u32, attempt: AttemptId) {
-        let host = &mut self.executors[index];
-        if host.life != life || host.running.remove(&attempt).is_none() {
-            return;
-        }
-        self.counters.count(Sometimes::Unfit);
-        // It did not begin, so it may be begun later.
-        self.checks.starts.remove(&attempt);
-        let reason = "no pipe".to_owned();
-        self.tell_executor(index, ExecutorInput::Unfit { attempt, reason });
-    }
-
-    fn signal(&mut self, index: usize, attempt: AttemptId, kill: Kill) {
-        let host = &self.executors[index];
-        let Some(running) = host.running.get(&attempt) else { return };
-        let ignores = self.plans[running.plan].ignores_term;
-        let (signal, delay) = match kill {
-            Kill::Terminate if ignores => return,
-            Kill::Terminate => (15, self.rng.range(50, 30_000)),
-            Kill::Kill => (9, self.rng.range(50, 2_000)),
-        };
-        let event =
-            Event::JobEnd { executor: index, life: host.life, attempt, signal: Some(signal) };
-        self.queue.push(self.now + delay, event);
-    }
-
-    /// A job's processes end.
-    pub fn job_ends(&mut self, index: usize, life: u32, attempt: AttemptId, signal: Option<i32>) {
-        let host = &mut self.executors[index];
-        if host.life != life {
-            return;
-        }
-        let Some(running) = host.running.remove(&attempt) else { return };
-        if signal == Some(9) {
-            self.counters.count(Sometimes::KillNeeded);
-        }
-        let plan = &self.plans[running.plan];
-        let wall = host.clock.now(self.now).wall.to_string();
-        let mut result = JobResult {
-            stdout: Stream::inline(plan.output(attempt.element, running.run).into_bytes()),
-            started_at: wall.clone(),
-            ended_at: wall,
-            // Whatever a job says of its time, nothing may rest on it.
-            cpu_us: self.rng.next_u64() >> 12,
-            ..JobResult::default()
-        };
-        match signal {
-            Some(number) => result.signal = Some(number),
-            None if plan.unstartable => {
-                self.counters.count(Sometimes::CouldNotStart);
-                result.exit = Some(127);
-                result.error = Some("no such file".into());
-            }
-            None if plan.fails(attempt.element, running.run) => result.exit = Some(1),
-            None => result.exit = Some(0),
-        }
-        trace!(self, "executor {index}: {attempt} ends, {:?} {:?}", result.exit, result.signal);
-        // Both digests: whether the core calls it timed out is the core's affair.
-        let made = self.checks.produced.entry(attempt.clone()).or_default();
-        made.push(result.digest());
-        made.push(JobResult { timed_out: true, ..result.clone() }.digest());
-        self.tell_executor(index, ExecutorInput::Ended { attempt, result: Box::new(result) });
-    }
-
     /// An executor's process dies with all its jobs, perhaps with its machine.
     pub fn kill_executor(&mut self, index: usize, boots: bool, back_at: u64) {
         let now = self.now;
@@ -507,7 +470,22 @@ impl World {
         if !host.running.is_empty() {
             self.counters.count(Sometimes::ExecutorKilledBusy);
         }
+        let left_for = self.leave_processes(index, boots);
+        let (seen_at, tree_gone) = self.proof(index, left_for);
+        let host = &mut self.executors[index];
+        // What was asked for in the last moment may not have got to the disk.
+        let mut unwritten = Attempts::default();
+        let spool = &host.spool;
+        host.kept.retain(|attempt| {
+            let written = spool.contains_key(attempt);
+            if !written {
+                unwritten.insert(attempt);
+            }
+            written
+        });
+        self.checks.owed.subtract(&unwritten);
         host.running.clear();
+        host.leases.clear();
         host.standing.clear();
         host.gate.clear();
         if host.spooling.take().is_some() {
@@ -531,7 +509,9 @@ impl World {
             line.executor_open = false;
             let from = if boots { back_at } else { now };
             if noticed && let Some(at) = line.up.arrival(from, delay) {
-                self.queue.push(at, Event::BrokerSeesClose { link, process_gone: gone });
+                let at = if gone { at.max(seen_at) } else { at };
+                let (process_gone, tree_gone) = (gone, gone && tree_gone);
+                self.queue.push(at, Event::BrokerSeesClose { link, process_gone, tree_gone });
             }
         }
         self.queue.push(back_at, Event::ExecutorStart { executor: index });

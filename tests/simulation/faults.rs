@@ -5,6 +5,8 @@
 //! tell a loss without any reason (I6).
 
 use ucp::proto::executor::ExecutorInput;
+use ucp::proto::fact::Fact;
+use ucp::proto::id::ExecutorId;
 use ucp::proto::rng::Rng;
 
 use super::cluster::World;
@@ -29,10 +31,12 @@ pub enum Fault {
     SessionCut,
     HalfOpen,
     Stall,
+    Flap,
+    OwnLink,
     WallJump,
 }
 
-const ALL: [Fault; 14] = [
+const ALL: [Fault; 16] = [
     Fault::BrokerKill,
     Fault::BrokerReboot,
     Fault::HeadLost,
@@ -46,6 +50,8 @@ const ALL: [Fault; 14] = [
     Fault::SessionCut,
     Fault::HalfOpen,
     Fault::Stall,
+    Fault::Flap,
+    Fault::OwnLink,
     Fault::WallJump,
 ];
 
@@ -68,7 +74,10 @@ impl World {
         if self.healing || self.faults.is_empty() {
             return;
         }
-        let pause = self.rng.range(1_000, self.fault_pause_us);
+        let mut pause = self.rng.range(1_000, self.fault_pause_us);
+        if self.own_link_only {
+            pause += 30_000_000;
+        }
         self.queue.push(self.now + pause, Event::Fault);
         let fault = *self.rng.pick(&self.faults);
         let executor = self.rng.place(self.executors.len());
@@ -95,12 +104,74 @@ impl World {
                 self.hit_executor(fault, executor);
             }
             Fault::ExecutorDrain => self.drain_out(executor),
+            Fault::Flap => {
+                self.counters.count(Sometimes::Flapped);
+                self.trouble(executor, 22_000_000);
+                self.queue.push(self.now, Event::Flap { executor, left: 5 });
+            }
+            Fault::OwnLink => self.cut_own_link(),
             Fault::SessionCut | Fault::HalfOpen | Fault::Stall => self.hit_session(fault, executor),
         }
     }
 
+    /// In this seed nothing breaks but the broker's own link, and seldom.
+    pub fn only_own_link(&mut self) {
+        (self.faults, self.own_link_only) = (vec![Fault::OwnLink], true);
+        (self.loss, self.lying) = (0, false);
+    }
+
+    /// The broker's own link is down for a while: it sees nobody but who is on its host.
+    fn cut_own_link(&mut self) {
+        self.counters.count(Sometimes::OwnLinkCut);
+        let span = self.rng.range(500_000, 8_000_000);
+        self.cut_off_until = self.now + span;
+        for executor in 0..self.executors.len() {
+            if self.executors[executor].local {
+                continue;
+            }
+            self.trouble(executor, span);
+            if let Some(link) = self.executors[executor].link {
+                let line = self.net.link(link);
+                line.up.stall(self.cut_off_until);
+                line.down.stall(self.cut_off_until);
+            }
+        }
+    }
+
+    /// A39: while just the broker's own link is down nobody is lost for it.
+    pub fn check_doubt(&mut self, fact: &Fact, executor: &ExecutorId, reason: &str) {
+        let remote = self.executors.iter().filter(|host| !host.local).count();
+        if !self.own_link_only || remote < 2 {
+            return;
+        }
+        let host = self.executors.iter().find(|host| host.id == *executor);
+        let lived = host.is_some_and(|host| {
+            !host.local && host.core.is_some() && host.began_at + 20_000_000 < self.now
+        });
+        let unseen = reason.ends_with("silent") || reason.ends_with("away");
+        let dot = &fact.dot;
+        self.checks.demand("A39", !(lived && unseen), || {
+            format!("{dot}: {executor} is lost, {reason}, while the broker's own link was down")
+        });
+    }
+
+    /// A link that breaks every four seconds, for two.
+    pub fn flap(&mut self, executor: usize, left: u32) {
+        if self.healing {
+            return;
+        }
+        let until = self.now + 2_000_000;
+        self.executors[executor].unreachable_until = until;
+        self.trouble(executor, 2_000_000);
+        self.hit_session(Fault::SessionCut, executor);
+        if left > 0 {
+            self.queue.push(self.now + 4_000_000, Event::Flap { executor, left: left - 1 });
+        }
+    }
+
     fn crash_broker(&mut self, damage: Damage) {
-        if self.broker.core.is_none() {
+        // Each takes all facts in anew, so there are fewer of these than of the others.
+        if self.broker.core.is_none() || self.rng.chance(85) {
             return;
         }
         let longest = *self.rng.pick(&[200_000, 3_000_000, 12_000_000]);
@@ -177,7 +248,8 @@ impl World {
                 line.up.kill(soon);
                 line.down.kill(soon);
                 let (up, down) = (soon + late[0], soon + late[1]);
-                self.queue.push(up, Event::BrokerSeesClose { link, process_gone: false });
+                let (process_gone, tree_gone) = (false, false);
+                self.queue.push(up, Event::BrokerSeesClose { link, process_gone, tree_gone });
                 self.queue.push(down, Event::ExecutorSeesClose { link });
             }
             Fault::HalfOpen => {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use ucp::proto::arbitrate;
 use ucp::proto::broker::{Broker, Opening};
 use ucp::proto::event::{Input, JobRef, Output, Reply, Request};
 use ucp::proto::fact::{Body, Fact, SealedFact};
@@ -17,6 +18,7 @@ use super::broker_host::config;
 use super::clients::{Kind, Stage};
 use super::cluster::World;
 use super::counters::Sometimes;
+use super::history::Book;
 use super::queue::Event;
 use super::trace::trace;
 use super::workload::is_possible;
@@ -25,6 +27,20 @@ use super::workload::is_possible;
 /// retries, and the queue.
 const LIVENESS_US: u64 = 400_000_000;
 const LOOK_OVER_US: u64 = 250_000;
+
+/// What is still to be done.
+enum Business {
+    /// Nothing.
+    Done,
+    /// Something that cannot be named yet: the broker is busy.
+    Broker,
+    /// A task has not ended.
+    Task(TaskId),
+    /// An operation of a client.
+    Op(usize),
+    /// An executor is busy or keeps a result.
+    Executor(usize),
+}
 
 impl World {
     /// From now on nothing breaks.
@@ -38,26 +54,55 @@ impl World {
     /// Is everything done?
     pub fn look_over(&mut self) {
         self.checks.check_promises();
-        match self.open_business() {
-            None => self.finish(),
-            Some(text) if self.now > self.healed_at + LIVENESS_US => {
-                self.checks.fail("A3", format!("not done long after the last fault: {text}"));
+        let text = match self.open_business() {
+            Business::Done => return self.finish(),
+            _ if self.now <= self.healed_at + LIVENESS_US => {
+                return self.queue.push(self.now + LOOK_OVER_US, Event::LookOver);
             }
-            Some(_) => self.queue.push(self.now + LOOK_OVER_US, Event::LookOver),
+            Business::Broker => "the broker is busy".to_owned(),
+            Business::Task(task) => {
+                let book = self.checks.durable.tasks.get(&task);
+                let state = book.map(Book::state);
+                let said = format!("{book:?}");
+                format!("{task} is {state:?}: {:?}; {said}", self.ask_why(task))
+            }
+            Business::Op(place) => format!("operation {place} of a client: {:?}", self.ops[place]),
+            Business::Executor(place) => format!("executor {place} is busy or keeps a result"),
+        };
+        self.checks.fail("A3", format!("not done long after the last fault: {text}"));
+    }
+
+    /// What the broker says of a task that does not end.
+    fn ask_why(&mut self, task: TaskId) -> Vec<String> {
+        let now = self.broker.clock.now(self.now);
+        let Some(core) = &mut self.broker.core else { return vec![] };
+        let request = RequestId(u64::MAX);
+        let body = Request::Why { job: JobRef(task.to_string()) };
+        core.handle_input(now, Input::Request { request, body });
+        let mut reasons = vec![];
+        while let Some(output) = core.poll_output() {
+            if let Output::Reply { reply: Reply::Why(view), .. } = output {
+                reasons = view.reasons;
+            }
         }
+        reasons
     }
 
     /// What is still to be done; nothing where all that can end has ended.
-    fn open_business(&self) -> Option<String> {
+    fn open_business(&self) -> Business {
         if self.disk.in_flight() > 0 || self.broker.core.is_none() {
-            return Some("the broker is busy".to_owned());
+            return Business::Broker;
+        }
+        let busy = self.executors.iter().position(|host| !host.is_idle());
+        if let Some(place) = busy {
+            return Business::Executor(place);
         }
         let stuck = self.stuck_jobs();
         for (task, book) in &self.checks.durable.tasks {
             let Some(_) = book.birth else { continue };
             let state = book.state();
             if !state.is_ended() && state != JobState::Parked && !stuck.contains(task) {
-                return Some(format!("{task} is {state:?}: {book:?}"));
+                return Business::Task(*task);
             }
         }
         let is_stuck = |task: TaskId| stuck.contains(&task);
@@ -79,20 +124,28 @@ impl World {
                 _ => false,
             };
             if !excused {
-                return Some(format!("operation {place} of a client: {op:?}"));
+                return Business::Op(place);
             }
         }
-        let busy = self.executors.iter().position(|host| !host.is_idle());
-        busy.map(|place| format!("executor {place} is busy or keeps a result"))
+        Business::Done
     }
 
     /// What cannot end: no executor fits it, or it waits for a job that does not end.
     fn stuck_jobs(&self) -> BTreeSet<TaskId> {
         let held = &self.checks.durable;
         let mut stuck: BTreeSet<TaskId> = BTreeSet::new();
+        let waits = |book: &Book| {
+            let open = matches!(book.state(), JobState::Waiting | JobState::Running);
+            if held.is_foreign(book) && open {
+                return true;
+            }
+            book.spec.as_ref().is_some_and(|spec| spec.deadline.is_none())
+                && book.state() == JobState::Waiting
+        };
+        let waiting: Vec<_> = held.tasks.iter().filter(|(_, book)| waits(book)).collect();
         loop {
             let before = stuck.len();
-            for (task, book) in &held.tasks {
+            for (task, book) in &waiting {
                 let Some(spec) = &book.spec else { continue };
                 let held_up = spec.after.iter().any(|other| {
                     let mut of_other = held.of_job(*other);
@@ -101,12 +154,8 @@ impl World {
                     });
                     stands || held.of_job(*other).next().is_none()
                 });
-                if spec.deadline.is_some() {
-                    continue;
-                }
-                let possible = is_possible(spec, &self.capabilities);
-                if book.state() == JobState::Waiting && (held_up || !possible) {
-                    stuck.insert(*task);
+                if held_up || held.is_foreign(book) || !is_possible(spec, &self.capabilities) {
+                    stuck.insert(**task);
                 }
             }
             if stuck.len() == before {
@@ -117,7 +166,7 @@ impl World {
 
     fn finish(&mut self) {
         self.finished = true;
-        let ended = |book: &super::history::Book| book.birth.is_none() || book.state().is_ended();
+        let ended = |book: &Book| book.birth.is_none() || book.state().is_ended();
         if self.checks.durable.tasks.values().all(ended) {
             self.counters.count(Sometimes::AllEnded);
         }
@@ -130,14 +179,47 @@ impl World {
                 return;
             }
         }
+        // What an executor was asked to keep brought back what a restored disk had lost.
+        if let Some(attempt) = self.checks.owed.missing_in(&self.checks.reported) {
+            let text = format!("the result of {attempt} was to be kept, and did not come back");
+            return self.checks.fail("courier", text);
+        }
+        self.count_verdicts();
         self.compare_with_second_broker();
+    }
+
+    /// Counts by which rules results were judged.
+    fn count_verdicts(&mut self) {
+        let Some(core) = &self.broker.core else { return };
+        let detection = core.status().detection;
+        let mut seen = vec![];
+        for task in self.checks.durable.tasks.keys() {
+            let Some(facts) = core.job_facts(task.job) else { continue };
+            for view in arbitrate::result_views(&facts.task(task.element)) {
+                seen.extend(match view.judgement.rule {
+                    "first-accepted" => Some(Sometimes::JudgedFirst),
+                    "decided-knowing-the-attempt" => Some(Sometimes::JudgedKnowing),
+                    "concurrent-lesser-key" => Some(Sometimes::JudgedLesser),
+                    "equivocation" => Some(Sometimes::JudgedEquivocation),
+                    "older-generation" => Some(Sometimes::JudgedOlder),
+                    "cancelled" => Some(Sometimes::JudgedCancelled),
+                    "expired" => Some(Sometimes::JudgedExpired),
+                    "greater-generation" => Some(Sometimes::JudgedSuperseded),
+                    "failure-retried" => Some(Sometimes::JudgedRetried),
+                    "attempt-unknown" => Some(Sometimes::JudgedUnknown),
+                    _ => None,
+                });
+            }
+        }
+        seen.into_iter().for_each(|what| self.counters.count(what));
+        self.note_detection(&detection);
     }
 
     /// I2: a broker that reads the facts anew says of every job what this one says.
     fn compare_with_second_broker(&mut self) {
         let now = self.broker.clock.now(self.now);
         let Some(first) = self.broker.core.take() else { return };
-        let mut second = Broker::new(config(), Rng::from_seed(1));
+        let mut second = Broker::new(config(self.has_others), Rng::from_seed(1));
         for sealed in &self.disk.durable {
             if let Err(error) = second.restore(sealed) {
                 return self.checks.fail("restore", error.to_string());

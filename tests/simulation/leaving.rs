@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use ucp::proto::event::{Refusal, Reply};
 use ucp::proto::id::{AttemptId, ExecutorId, JobId, LogId, RequestId, TaskId};
-use ucp::proto::job::JobSpec;
+use ucp::proto::job::{JobSpec, Overlap};
 use ucp::proto::message::{BrokerMessage, StartOrder};
 use ucp::proto::ranges::Ranges;
 use ucp::proto::text::Text;
@@ -36,7 +36,10 @@ impl Checks {
             }
             Reply::Watched { .. } => {}
             Reply::Deployed { task, attempt, .. } => {
-                let held = self.durable.holds(&attempt.dot) && attempt.element == task.element;
+                let book = self.durable.tasks.get(task);
+                let carried = book.is_some_and(|book| book.attempt(attempt).is_some());
+                let held = self.durable.holds(&attempt.dot) || carried;
+                let held = held && attempt.element == task.element;
                 self.demand("durable-first", held, || {
                     format!("{task}: {attempt} told, not durable")
                 });
@@ -126,13 +129,16 @@ impl Checks {
         let result = ended.result.as_ref().map(|(_, reported)| reported);
         let told = result.map(|reported| (reported.attempt.clone(), reported.digest));
         let same = state == Some(ended.state) && held == told;
+        let foreign = book.is_some_and(|book| self.durable.is_foreign(book));
         self.demand("durable-first", same, || {
             format!("{task} told as {:?} {told:?}, held {state:?} {held:?}", ended.state)
         });
         if ended.state == JobState::Parked {
             return;
         }
-        self.demand("I7", ended.is_final, || format!("{task} ended, with one broker it is final"));
+        self.demand("I7", ended.is_final || foreign, || {
+            format!("{task} ended, with one broker it is final")
+        });
         let now = (ended.state, told.map(|(_, digest)| digest));
         let before = *self.told.entry((task, ended.generation)).or_insert(now);
         let stays = before == now;
@@ -211,19 +217,18 @@ impl Checks {
     pub fn message_leaves(&mut self, to: &ExecutorId, message: &BrokerMessage) {
         match message {
             BrokerMessage::Start(order) => self.order_leaves(to, order),
-            BrokerMessage::Acknowledged { attempt, elements } => {
+            BrokerMessage::Acknowledged { attempt, elements, .. } => {
                 let named = |element| AttemptId::new(attempt.dot.clone(), element);
                 let acknowledged: Vec<AttemptId> = match elements {
                     Some(elements) => elements.iter().map(|e| named(Some(e))).collect(),
                     None => vec![named(None)],
                 };
                 for attempt in acknowledged {
-                    let held = |b: &Book| b.reports.iter().any(|(a, ..)| *a == attempt);
-                    let held = self.durable.tasks.values().any(held);
+                    let held = self.reported.contains(&attempt);
                     self.demand("durable-first", held, || {
                         format!("the result of {attempt} is acknowledged, not durable")
                     });
-                    self.acknowledged_results.insert(attempt);
+                    self.acknowledged_results.insert(&attempt);
                 }
             }
             _ => {}
@@ -262,10 +267,22 @@ impl Checks {
             && (held.end.is_none() || (held.end == Some(End::Lost) && !self.exact))
             && book.spec.as_ref().is_some_and(|spec| is_spec(spec, &order.spec, task.element))
             && book.spec.as_ref().is_some_and(|spec| is_item(spec, order.items.get(place), task))
-            && order.clock.covers(&attempt.dot);
+            && order.clock.covers(&attempt.dot)
+            && order.lease.is_some() == is_forbidden(book);
+        let offered = book.offered(order.generation);
+        let alone = order.elements.as_ref().is_none_or(|elements| elements.len() == 1);
+        let right = !self.exact || !alone || order.checkpoints == offered;
+        let told = (!right).then(|| format!("{:?}, held {offered:?}", order.checkpoints));
+        let some = alone || offered.is_empty();
         let held = (!same).then(|| format!("{held:?}"));
         self.demand("order", same, || format!("{attempt} at {to}: {order:?}, held {held:?}"));
+        self.demand("A30", right, || format!("{attempt} begins from {told:?}"));
+        self.demand("A30", some, || format!("{attempt} goes with others, with a checkpoint"));
     }
+}
+
+fn is_forbidden(book: &Book) -> bool {
+    book.spec.as_ref().is_some_and(|spec| spec.overlap == Overlap::Forbid)
 }
 
 /// Whether an executor is told the spec that was submitted; of an array what all elements share.

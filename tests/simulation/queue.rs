@@ -26,7 +26,7 @@ pub enum Event {
     /// A message reaches the executor's end of a connection.
     ToExecutor { link: usize, message: Box<BrokerMessage> },
     /// The broker's end of a connection learns that it is over.
-    BrokerSeesClose { link: usize, process_gone: bool },
+    BrokerSeesClose { link: usize, process_gone: bool, tree_gone: bool },
     /// The executor's end of a connection learns that it is over.
     ExecutorSeesClose { link: usize },
     /// An executor's process begins.
@@ -43,6 +43,16 @@ pub enum Event {
     SpoolDone { executor: usize, life: u32 },
     /// A job's processes end; `signal` is what ended them.
     JobEnd { executor: usize, life: u32, attempt: AttemptId, signal: Option<i32> },
+    /// A job keeps state of its own, and its executor a checkpoint of it.
+    JobCheckpoint { executor: usize, life: u32, attempt: AttemptId },
+    /// The lease of an attempt may be over.
+    LeaseOver { executor: usize, life: u32, attempt: AttemptId },
+    /// What a dead executor left has ended.
+    ProcessGone { attempt: AttemptId },
+    /// An executor's link breaks, and will so many times more.
+    Flap { executor: usize, left: u32 },
+    /// Another broker holds what is durable here.
+    HeldElsewhere,
     /// A job's processes could not begin.
     JobUnfit { executor: usize, life: u32, attempt: AttemptId },
     /// The broker learns how many ends of elements a client has taken.

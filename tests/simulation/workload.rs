@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ucp::proto::capability::{Capability, Needs, capable};
 use ucp::proto::id::JobId;
-use ucp::proto::job::{AfterDeadline, JobSpec};
+use ucp::proto::job::{AfterDeadline, JobSpec, Overlap};
 use ucp::proto::precedence::Precedence;
 use ucp::proto::ranges::Ranges;
 use ucp::proto::rng::Rng;
@@ -80,10 +80,23 @@ impl Plan {
     }
 }
 
-/// Turns a spec into an array of up to forty elements, now and then with holes.
-fn make_array(spec: &mut JobSpec, rng: &mut Rng) {
+/// How many of a seed's jobs are arrays, and how long they are.
+pub struct Arrays {
+    percent: u64,
+    longest: u64,
+}
+
+impl Arrays {
+    /// Many seeds have few and short ones: what one element needs is checked for each of them.
+    pub fn draw(rng: &mut Rng) -> Self {
+        Self { percent: *rng.pick(&[1, 1, 4, 14]), longest: *rng.pick(&[4, 4, 12, 40]) }
+    }
+}
+
+/// Turns a spec into an array of up to so many elements, now and then with holes.
+fn make_array(spec: &mut JobSpec, longest: u64, rng: &mut Rng) {
     let first = rng.below(4);
-    let mut all = Ranges::run(first, first + rng.range(0, 39));
+    let mut all = Ranges::run(first, first + rng.range(0, longest - 1));
     if rng.chance(40) {
         (0..rng.below(6)).for_each(|_| all.remove(first + 1 + rng.below(20)));
     }
@@ -145,7 +158,13 @@ fn needs(rng: &mut Rng) -> Needs {
 }
 
 /// A new plan; `earlier` are jobs that it may wait for. Nearly all can run somewhere.
-pub fn draw(number: usize, earlier: &[JobId], executors: &[Capability], rng: &mut Rng) -> Plan {
+pub fn draw(
+    number: usize,
+    earlier: &[JobId],
+    executors: &[Capability],
+    arrays: &Arrays,
+    rng: &mut Rng,
+) -> Plan {
     let mut spec = JobSpec::command(vec!["job".to_owned(), number.to_string()]);
     spec.needs = needs(rng);
     if !is_possible(&spec, executors) && rng.chance(85) {
@@ -167,9 +186,9 @@ pub fn draw(number: usize, earlier: &[JobId], executors: &[Capability], rng: &mu
     if poison || rng.chance(20) {
         spec.max_lost = u32::try_from(rng.range(1, 3)).expect("small");
     }
-    let array = rng.chance(14);
+    let array = rng.chance(arrays.percent);
     if array {
-        make_array(&mut spec, rng);
+        make_array(&mut spec, arrays.longest, rng);
     }
     let lengths: &[u64] = if array {
         &[500, 2_000, 8_000, 50_000, 400_000]
@@ -186,7 +205,9 @@ pub fn draw(number: usize, earlier: &[JobId], executors: &[Capability], rng: &mu
             spec.after_deadline = AfterDeadline::Stop;
         }
     }
-    if rng.chance(20) {
+    if rng.chance(12) {
+        spec.overlap = Overlap::Forbid;
+    } else if rng.chance(20) {
         spec.key = Some(format!("key{}", rng.below(12)));
     }
     Plan {

@@ -12,6 +12,7 @@ use crate::cli::output;
 use crate::cli::report::Failure;
 use crate::proto::capability::Capability;
 use crate::proto::isolation::{Enforcement, Isolation};
+use crate::proto::view::ExecutorView;
 use crate::runtime::client::{self, Answer};
 use crate::runtime::endpoint::Address;
 use crate::wire::api::{AuditLine, ExecutorLine, LostLine, StatusLine};
@@ -85,8 +86,19 @@ pub async fn executors(flags: &Ask) -> Result<Exit, Failure> {
         print(&found)?;
         return Ok(Exit::Done);
     }
-    let head =
-        ["executor", "state", "heard", "slots", "running", "memory", "runs", "isolation", "labels"];
+    let head = [
+        "executor",
+        "state",
+        "heard",
+        "lost in",
+        "link",
+        "slots",
+        "running",
+        "memory",
+        "runs",
+        "isolation",
+        "labels",
+    ];
     let mut rows = vec![head.map(str::to_owned)];
     for line in &found {
         let ExecutorLine { view, .. } = read(line)?;
@@ -94,8 +106,10 @@ pub async fn executors(flags: &Ask) -> Result<Exit, Failure> {
             view.capability.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
         rows.push([
             view.executor.to_string(),
-            view.state,
+            state(&view),
             format!("{} ms ago", view.heard_ms),
+            view.lost_in_ms.map_or_else(|| "-".to_owned(), |left| format!("{left} ms")),
+            if view.local { "local" } else { "remote" }.to_owned(),
             view.capability.slots.to_string(),
             view.attempts.len().to_string(),
             view.capability.memory.to_string(),
@@ -106,6 +120,15 @@ pub async fn executors(flags: &Ask) -> Result<Exit, Failure> {
     }
     print(&aligned(&rows))?;
     Ok(Exit::Done)
+}
+
+/// Where an executor stands, and whether it contradicted itself.
+fn state(view: &ExecutorView) -> String {
+    match view.equivocations {
+        0 => view.state.clone(),
+        1 => format!("{}, 1 equivocation", view.state),
+        count => format!("{}, {count} equivocations", view.state),
+    }
 }
 
 /// What kinds of jobs an executor runs.

@@ -8,7 +8,7 @@ use crate::cli::output;
 use crate::cli::report::{Failure, Reporter};
 use crate::proto::clock::Clock;
 use crate::proto::contest::{self, Contender, Preference};
-use crate::proto::id::Digest;
+use crate::proto::id::{AttemptId, Digest};
 use crate::proto::limits;
 use crate::proto::view::{Judgement, Verdict};
 use crate::wire::members::Members;
@@ -24,8 +24,46 @@ pub enum OnConflict {
     OldestAttempt,
 }
 
+/// An attempt by its name: `LOG.SEQ` or `LOG.SEQ:ELEMENT` in the order of attempts, after anything
+/// else as text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Attempt {
+    Text(String),
+    Id(AttemptId),
+}
+
+impl Attempt {
+    fn named(text: String) -> Self {
+        text.parse().map_or(Self::Text(text), Self::Id)
+    }
+}
+
+/// What decides of one result.
+struct Competing {
+    generation: u32,
+    clock: Clock,
+    success: bool,
+    fence: u64,
+    attempt: Attempt,
+    digest: String,
+}
+
+impl Competing {
+    fn contender(&self) -> Contender<'_, &Attempt, &str> {
+        Contender {
+            generation: self.generation,
+            clock: &self.clock,
+            success: self.success,
+            fence: self.fence,
+            attempt: &self.attempt,
+            digest: &self.digest,
+            accept: None,
+        }
+    }
+}
+
 /// Reads a result: what decides is taken from it, everything else is left as it is.
-fn contender(line: &str) -> Result<(Contender, Members), String> {
+fn read(line: &str) -> Result<(Competing, Members), String> {
     let members: Members =
         serde_json::from_str(line).map_err(|error| format!("not a result: {error}"))?;
     let clock: Clock = members.get("clock")?.ok_or("not a result: it has no `clock`")?;
@@ -40,12 +78,16 @@ fn contender(line: &str) -> Result<(Contender, Members), String> {
             other => other.to_string(),
         }))
     };
-    let made = Contender {
-        generation: whole("gen", 1)?,
+    let attempt = match members.get::<AttemptId>("attempt") {
+        Ok(Some(id)) => Attempt::Id(id),
+        _ => text("attempt")?.map_or_else(|| Attempt::Text(String::new()), Attempt::named),
+    };
+    let made = Competing {
+        generation: u32::try_from(whole("gen", 1)?).map_err(|_| "`gen` is over 2^32 - 1")?,
         clock,
         success: succeeded(&members)?,
         fence: whole("fence", 0)?,
-        attempt: text("attempt")?.unwrap_or_default(),
+        attempt,
         digest: text("digest")?.unwrap_or_else(|| Digest::of(line.as_bytes()).to_string()),
     };
     Ok((made, members))
@@ -86,11 +128,11 @@ pub(super) fn run(on_conflict: OnConflict, reporter: Reporter) -> Result<Exit, F
             let max = limits::RESULTS_RESOLVED_MAX;
             return Err(Failure::new(Exit::Data, format_args!("at most {max} results at a time")));
         }
-        Ok(contender(&line).map(|(one, members)| all.push((one, members, line))))
+        Ok(read(&line).map(|(one, members)| all.push((one, members, line))))
     })?;
     // Equal lines are equal results, so this order makes everything below independent of arrival.
     all.sort_by(|a, b| a.2.cmp(&b.2));
-    let contenders: Vec<Contender> = all.iter().map(|(one, ..)| one.clone()).collect();
+    let contenders: Vec<_> = all.iter().map(|(one, ..)| one.contender()).collect();
     let judgements = contest::judge(&contenders, preference);
     let mut judged: Vec<(Judgement, Members)> =
         judgements.into_iter().zip(all.into_iter().map(|(_, members, _)| members)).collect();

@@ -225,6 +225,7 @@ fn line(finished: &Finished) -> Result<ResultLine, Failure> {
         result: result.clone(),
         runs: vec![],
         clock: Clock::default(),
+        carried: vec![],
     };
     let ended = Ended {
         job: finished.job,

@@ -14,8 +14,9 @@ use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use crate::cli::args::{BrokerArgs, Common, span};
 use crate::cli::report::Failure;
 use crate::proto::content::{Content, Module};
-use crate::proto::id::JobId;
-use crate::proto::job::{AfterDeadline, JobSpec};
+use crate::proto::contest::Preference;
+use crate::proto::id::{JobId, LogId};
+use crate::proto::job::{AfterDeadline, JobSpec, Overlap};
 use crate::proto::limits;
 use crate::proto::precedence::Precedence;
 use crate::proto::ranges::{Ranges, RangesError};
@@ -146,6 +147,19 @@ pub struct JobFlags {
     #[arg(long, value_name = "N", default_value_t = limits::LOST_MAX_DEFAULT)]
     #[arg(help_heading = "Job")]
     pub max_lost: u32,
+    /// Whether two attempts at it may run at one time after a cut: allow, or forbid, by which it
+    /// rather waits
+    #[arg(long, value_name = "WHAT", value_parser = overlap, default_value = "allow")]
+    #[arg(help_heading = "Job")]
+    pub overlap: Overlap,
+    /// The only broker that may take it, by its log, as 'ucp-broker status' names it
+    #[arg(long, value_name = "LOG", value_parser = log, help_heading = "Job")]
+    pub home: Option<LogId>,
+    /// Which of attempts that knew nothing of each other goes first: newest-attempt or
+    /// oldest-attempt
+    #[arg(long, value_name = "WHICH", value_parser = preference)]
+    #[arg(default_value = "newest-attempt", help_heading = "Job")]
+    pub on_conflict: Preference,
     /// Program and arguments
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -315,6 +329,7 @@ impl Cli {
             return Err(Failure::usage(format_args!("{what}, at most {}", limits::AFTER_MAX))
                 .hint("let one job wait for some of them, and this one for that"));
         }
+        job.check_home()?;
         job.base()?;
         Ok(match (many, &job.array) {
             (true, _) => Mode::Many(job),
@@ -356,6 +371,9 @@ impl JobFlags {
         spec.deadline = self.deadline;
         spec.after_deadline = self.after_deadline;
         spec.max_lost = self.max_lost;
+        spec.overlap = self.overlap;
+        spec.home.clone_from(&self.home);
+        spec.on_conflict = self.on_conflict;
         spec.key.clone_from(&self.key);
         spec.name.clone_from(&self.name);
         spec.array.clone_from(&self.array);
@@ -403,6 +421,18 @@ impl JobFlags {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A key is taken by whatever broker is reached, so that two halves of a cut network would each
+    /// run the job.
+    fn check_home(&self) -> Result<(), Failure> {
+        if self.overlap == Overlap::Forbid && self.key.is_some() && self.home.is_none() {
+            let what = "--overlap forbid with --key needs --home: else each half of a cut network \
+                        would take the job, and both would run it";
+            return Err(Failure::usage(what)
+                .hint("name the one broker that may take it: 'ucp-broker status' tells its log"));
+        }
+        Ok(())
     }
 
     fn check_many(&self, many: bool) -> Result<(), Failure> {
@@ -488,6 +518,19 @@ fn precedence(text: &str) -> Result<Precedence, String> {
 
 fn after_deadline(text: &str) -> Result<AfterDeadline, String> {
     text.parse().map_err(|_| format!("{text:?} is neither finish nor stop"))
+}
+
+fn overlap(text: &str) -> Result<Overlap, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither allow nor forbid"))
+}
+
+fn preference(text: &str) -> Result<Preference, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither newest-attempt nor oldest-attempt"))
+}
+
+fn log(text: &str) -> Result<LogId, String> {
+    let problem = "is no log, as in north-1f2e3d4c: 'ucp-broker status' names a broker's";
+    text.parse().map_err(|_| format!("{text:?} {problem}"))
 }
 
 fn state(text: &str) -> Result<JobState, String> {

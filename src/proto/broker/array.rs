@@ -53,15 +53,35 @@ impl Broker {
                 work.ready.subtract(&dirty);
                 work.cautious.subtract(&dirty);
             }
+            let (_, held) = self.settle_ghosts(id, ours);
             if ours {
-                self.settle_elements(id, &dirty);
+                self.settle_elements(id, &dirty, &held);
+            } else {
+                self.accept_elements_for_another(id, &dirty);
             }
             self.stop_orphans_of(id, &dirty);
         }
         self.account_array(id);
     }
 
-    fn settle_elements(&mut self, id: JobId, dirty: &Ranges) {
+    /// Accepts results of another broker's array that were reported here.
+    fn accept_elements_for_another(&mut self, id: JobId, dirty: &Ranges) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let Some(all) = job.facts.elements() else { return };
+        let mut accepts: BTreeMap<Dot, Ranges> = BTreeMap::new();
+        for (first, last) in job.facts.parts(&dirty.intersection(all)) {
+            let Step::Accept(reported) = job.facts.task(Some(first)).step() else { continue };
+            if self.accepts_for_another(id, &reported) {
+                accepts.entry(reported).or_default().insert_run(first, last);
+            }
+        }
+        for (reported, elements) in accepts {
+            self.accept(id, &reported, Some(elements));
+        }
+    }
+
+    /// `held` are elements of which an attempt lives that no fact speaks of.
+    fn settle_elements(&mut self, id: JobId, dirty: &Ranges, held: &Ranges) {
         let Some(job) = self.jobs.get(&id) else { return };
         let Some(all) = job.facts.elements() else { return };
         let mut dirty = dirty.intersection(all);
@@ -83,7 +103,8 @@ impl Broker {
                 }
                 Step::Deploy { tries, .. } => {
                     ready.insert_run(first, last);
-                    if tries.lost > 0 {
+                    // What has a checkpoint to begin with goes by itself as well.
+                    if tries.lost > 0 || !facts.checkpoints(facts.generation()).is_empty() {
                         cautious.insert_run(first, last);
                     }
                 }
@@ -97,6 +118,9 @@ impl Broker {
             let body = Body::Parked(Reason { reason });
             self.write_elements(id, generation, Some(elements), body);
         }
+        ready.subtract(held);
+        ready.subtract(&self.occupied(id).1);
+        cautious = cautious.intersection(&ready);
         if !ready.is_empty() {
             self.make_ready(id, &ready, &cautious);
         }
@@ -165,7 +189,7 @@ impl Broker {
         }
         let Some(work) = self.jobs.get_mut(&id).and_then(|job| job.array.as_mut()) else { return };
         for (first, last, until) in waits {
-            work.delayed.extend((first..=last).map(|element| (element, until)));
+            (first..=last).for_each(|element| work.delay(element, until));
         }
     }
 
@@ -206,7 +230,9 @@ impl Broker {
         };
         let Chosen { generation, fence, elements } = chosen;
         work.forget(&elements);
-        let body = Body::Deployed(Deployed { executor: executor.clone(), life, fence });
+        let lease_ms = self.lease_ms(id);
+        let executor_id = executor.clone();
+        let body = Body::Deployed(Deployed { executor: executor_id, life, fence, lease_ms });
         let dot = self.write_elements(id, generation, Some(elements.clone()), body);
         let now = self.now.mono;
         let Some(seat) = self.fleet.seats.get_mut(executor) else { return };
@@ -350,6 +376,12 @@ impl Broker {
 }
 
 impl ArrayWork {
+    /// Holds an element back until then at least.
+    pub(super) fn delay(&mut self, element: u64, until: Monotonic) {
+        let held = self.delayed.entry(element).or_insert(until);
+        *held = (*held).max(until);
+    }
+
     /// The end of an element's back-off.
     pub(super) fn delayed_until(&self, element: u64) -> Option<Monotonic> {
         self.delayed.get(&element).copied()

@@ -7,12 +7,14 @@ use super::{Broker, Timer};
 use crate::proto::event::{Output, Reply};
 use crate::proto::fact::{Accepted, Body, Deployed, Reason};
 use crate::proto::fold::{Attempt, JobFacts, Step};
-use crate::proto::id::{AttemptId, Dot, ExecutorId, JobId, SessionId, TaskId};
+use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, SessionId, TaskId};
+use crate::proto::job::Overlap;
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, StartOrder};
 use crate::proto::precedence::Rank;
 use crate::proto::ranges::Ranges;
 use crate::proto::time::Monotonic;
+use crate::proto::units::Span;
 use crate::proto::view::{Ended, JobState};
 
 /// Whether the jobs that another one waits for let it run.
@@ -44,7 +46,16 @@ impl Broker {
             let ready = self.has_ready(id);
             return self.enqueue(id, ready);
         }
-        let step = if self.is_ours(id) { job.facts.step() } else { Step::Nothing };
+        let ours = self.is_ours(id);
+        let (held, _) = self.settle_ghosts(id, ours);
+        let Some(job) = self.jobs.get(&id) else { return };
+        let step = match job.facts.step() {
+            step if ours => step,
+            Step::Accept(reported) if self.accepts_for_another(id, &reported) => {
+                Step::Accept(reported)
+            }
+            _ => Step::Nothing,
+        };
         let generation = job.facts.generation();
         let mut ready = false;
         match step {
@@ -56,7 +67,7 @@ impl Broker {
                 self.write_job(id, generation, Body::Parked(Reason { reason }));
             }
             Step::Deploy { .. } => match self.dependencies(id) {
-                Dependencies::Met => ready = true,
+                Dependencies::Met => ready = !held && !self.occupied(id).0,
                 Dependencies::Open => {}
                 Dependencies::Failed(other, state) => {
                     let reason = format!("job {other} ended as {}", state.word());
@@ -70,8 +81,18 @@ impl Broker {
     }
 
     pub(super) fn is_ours(&self, id: JobId) -> bool {
-        let born = self.jobs.get(&id).and_then(|job| job.facts.birth());
-        born.is_some_and(|birth| Some(self.carried_on_by(&birth.log)) == self.log.as_ref())
+        let owner = self.jobs.get(&id).and_then(|job| job.facts.owner());
+        owner.is_some_and(|log| Some(self.carried_on_by(log)) == self.log.as_ref())
+    }
+
+    /// Whether a result of another broker's job is accepted here: a success that was reported here,
+    /// while that broker cannot be reached.
+    pub(super) fn accepts_for_another(&self, id: JobId, reported: &Dot) -> bool {
+        let Some(fact) = self.jobs.get(&id).and_then(|job| job.facts.get(reported)) else {
+            return false;
+        };
+        let here = Some(self.carried_on_by(&reported.log)) == self.log.as_ref();
+        matches!(&fact.body, Body::Reported(body) if here && body.result.is_success())
     }
 
     /// Writes the accept of a report, of an array's job for some elements.
@@ -185,7 +206,7 @@ impl Broker {
             state,
             generation,
             result,
-            is_final: state.is_ended() && self.is_final(),
+            is_final: state.is_ended() && self.is_final() && self.is_ours(task.job),
             clock: job.facts.clock().clone(),
             reason: why.and_then(|fact| said(&fact.body)),
         })
@@ -197,8 +218,12 @@ impl Broker {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let Some((_, submitted)) = job.facts.submitted() else { return };
         let spec = std::sync::Arc::clone(&submitted.spec);
-        if ready && job.not_before > now {
-            let due = job.not_before;
+        let due = job.not_before.max(job.held_until);
+        let due = if spec.overlap == Overlap::Forbid { due.max(self.leases_over) } else { due };
+        if ready && due > now {
+            if let Some(rank) = job.queued.take() {
+                self.queue.remove(spec.kind(), &spec.needs, rank);
+            }
             self.set_timer(due, Timer::Retry(id));
             return;
         }
@@ -220,7 +245,7 @@ impl Broker {
     fn stop_orphans(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else { return };
         let mut orphans = vec![];
-        self.find_orphans(&job.facts, &mut orphans);
+        self.find_orphans(id, &job.facts, &mut orphans);
         self.stop(orphans);
     }
 
@@ -235,18 +260,19 @@ impl Broker {
                 continue;
             }
             for element in first..=last {
-                self.find_orphans(&job.facts.task(Some(element)), &mut orphans);
+                self.find_orphans(id, &job.facts.task(Some(element)), &mut orphans);
             }
         }
         self.stop(orphans);
     }
 
-    fn find_orphans(&self, facts: &JobFacts, orphans: &mut Vec<Orphan>) {
+    fn find_orphans(&self, id: JobId, facts: &JobFacts, orphans: &mut Vec<Orphan>) {
         for (fact, deployed) in facts.deployed() {
             let attempt = facts.attempt_id(fact);
             let seat = self.fleet.seats.get(&deployed.executor);
             let assigned = seat.and_then(|seat| seat.assigned.get(&attempt));
-            if assigned.is_none_or(|assigned| assigned.stopping) {
+            let judged = self.is_ghost(id, &attempt);
+            if assigned.is_none_or(|assigned| assigned.stopping) || judged {
                 continue;
             }
             let reason = match facts.standing(fact) {
@@ -258,7 +284,7 @@ impl Broker {
         }
     }
 
-    fn stop(&mut self, orphans: Vec<Orphan>) {
+    pub(super) fn stop(&mut self, orphans: Vec<Orphan>) {
         for (attempt, executor, reason) in orphans {
             let Some(seat) = self.fleet.seats.get_mut(&executor) else { continue };
             if let Some(assigned) = seat.assigned.get_mut(&attempt) {
@@ -358,7 +384,8 @@ impl Broker {
         };
         let life = hello.incarnation.life;
         let generation = job.facts.generation();
-        let body = Deployed { executor: executor.clone(), life, fence };
+        let lease_ms = self.lease_ms(id);
+        let body = Deployed { executor: executor.clone(), life, fence, lease_ms };
         let attempt = AttemptId::from(self.write_job(id, generation, Body::Deployed(body)));
         let Some(seat) = self.fleet.seats.get_mut(executor) else { return };
         let assigned = Assigned { job: Some(id), needs: spec.needs.clone(), stopping: false };
@@ -410,6 +437,9 @@ impl Broker {
             spec: lean.unwrap_or_else(|| std::sync::Arc::clone(spec)),
             items: items.filter_map(|element| spec.item(element).cloned()).collect(),
             elements: elements.cloned(),
+            lease: deployed.lease_ms.map(Span::from_millis),
+            checkpoints: task_checkpoints(&job.facts, attempt, elements, fact.generation),
+            carried: carried(&job.facts, attempt),
         };
         if let Some(session) = session {
             self.send(session, BrokerMessage::Start(Box::new(order)));
@@ -422,6 +452,27 @@ impl Broker {
             job.not_before = self.now.mono.after(wait);
         }
     }
+}
+
+/// What an attempt may begin with. Elements that have any are deployed by themselves.
+fn task_checkpoints(
+    facts: &JobFacts,
+    attempt: &AttemptId,
+    elements: Option<&Ranges>,
+    generation: u32,
+) -> Vec<Digest> {
+    let alone = elements.filter(|elements| elements.len() == 1).and_then(Ranges::first);
+    if elements.is_some() && alone.is_none() {
+        return vec![];
+    }
+    facts.task(alone.or(attempt.element)).checkpoints(generation)
+}
+
+/// The facts that explain an attempt, where they are not too long to be carried about.
+fn carried(facts: &JobFacts, attempt: &AttemptId) -> Vec<std::sync::Arc<str>> {
+    let lines = facts.explanation(attempt);
+    let bytes: usize = lines.iter().map(|line| line.len()).sum();
+    if bytes > limits::CARRIED_BYTES_MAX { vec![] } else { lines }
 }
 
 /// How long a task waits that failed or was lost so many times.

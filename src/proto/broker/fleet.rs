@@ -34,6 +34,10 @@ pub(super) struct Seat {
     pub heard: Monotonic,
     /// One that is away is lost then.
     pub away_until: Option<Monotonic>,
+    /// Whether it is on this host.
+    pub local: bool,
+    /// Its time is over, but this broker may be cut off itself: it is lost then.
+    pub doubted_until: Option<Monotonic>,
     /// Whether it takes nothing new.
     pub draining: bool,
     /// It handed an attempt back, and is left alone until then.
@@ -48,6 +52,17 @@ pub(super) struct Seat {
     pub result_at: Monotonic,
     /// Whether it is watched for attempts that do not begin.
     pub recall_watched: bool,
+    /// When an attempt succeeded there last.
+    pub succeeded_at: Option<Monotonic>,
+    /// Attempts that failed there fast since then, and since when.
+    pub failures: u32,
+    pub failing_since: Monotonic,
+    /// How often it was left alone for that.
+    pub avoided: u32,
+    /// It is left alone until then, as far as others can do what it would.
+    pub failing_until: Option<Monotonic>,
+    /// Results that contradict an earlier one of the same attempt.
+    pub equivocations: u64,
 }
 
 impl Seat {
@@ -57,6 +72,8 @@ impl Seat {
             hello: None,
             heard: now,
             away_until: Some(until),
+            local: false,
+            doubted_until: None,
             draining: false,
             avoided_until: None,
             assigned: BTreeMap::new(),
@@ -64,6 +81,12 @@ impl Seat {
             took: None,
             result_at: now,
             recall_watched: false,
+            succeeded_at: None,
+            failures: 0,
+            failing_since: now,
+            avoided: 0,
+            failing_until: None,
+            equivocations: 0,
         }
     }
 
@@ -116,6 +139,11 @@ impl Seat {
         let rounds = limits::AHEAD_SPAN.as_micros() / took.as_micros().max(1);
         let rounds = u64::try_from(rounds).unwrap_or(u64::MAX).saturating_sub(1);
         self.slots().saturating_mul(rounds).min(limits::AHEAD_MAX)
+    }
+
+    /// Whether it failed everything lately.
+    pub(super) fn is_failing(&self, now: Monotonic) -> bool {
+        self.failing_until.is_some_and(|until| until > now)
     }
 
     /// Whether attempts were handed out ahead of free slots.
@@ -201,10 +229,22 @@ impl Fleet {
             now.since(seat.heard) < suspect_after
                 && seat.avoided_until.is_none_or(|until| until <= now)
                 && seat.takes(kind, needs, ahead)
+                && !(seat.is_failing(now) && self.has_other(kind, needs, now))
         });
         // Of those that are full the one with the fewest in front.
         let free = |seat: &Seat| i128::from(seat.slots()) - i128::from(seat.occupied.cores);
         fitting.max_by_key(|(id, seat)| (free(seat), std::cmp::Reverse(*id))).map(|s| s.0)
+    }
+
+    /// Whether one could ever do this that does not fail everything.
+    fn has_other(&self, kind: Kind, needs: &Needs, now: Monotonic) -> bool {
+        let other = |seat: &Seat| match &seat.hello {
+            Some(hello) if seat.session.is_some() && !seat.draining && !seat.is_failing(now) => {
+                capability::capable(kind, needs, &hello.capability).is_ok()
+            }
+            _ => false,
+        };
+        self.seats.values().any(other)
     }
 
     /// Removes an executor altogether.

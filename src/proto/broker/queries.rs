@@ -9,6 +9,7 @@ use crate::proto::fact::Fact;
 use crate::proto::id::{ExecutorId, JobId, RequestId};
 use crate::proto::limits;
 use crate::proto::ranges::Ranges;
+use crate::proto::time::Monotonic;
 use crate::proto::view::{AuditView, ExecutorView, JobState, JobSummary, JobView, StatusView};
 
 impl Broker {
@@ -96,23 +97,33 @@ impl Broker {
             jobs,
             executors: self.fleet.sessions.len() as u64,
             queued: self.queue.levels().clone(),
+            detection: self.detection(),
         }
     }
 
     fn executors(&self) -> Vec<ExecutorView> {
         let seats = self.fleet.seats.iter().filter_map(|(executor, seat)| {
             let hello = seat.hello.as_ref()?;
-            let silent = self.now.mono.since(seat.heard) >= self.config.suspect_after;
+            let now = self.now.mono;
+            let silent = now.since(seat.heard) >= self.config.suspect_after;
+            let later = |until: Option<Monotonic>| until.is_some_and(|until| until > now);
             let state = match seat.session {
+                _ if later(seat.doubted_until) => "doubted",
                 None => "away",
                 Some(_) if silent => "suspect",
                 Some(_) if seat.draining => "draining",
+                Some(_) if later(seat.avoided_until.max(seat.failing_until)) => "avoided",
                 Some(_) => "alive",
             };
+            let lost_at = seat.away_until.unwrap_or(seat.heard.after(self.config.lost_after));
+            let lost_at = lost_at.max(seat.doubted_until.unwrap_or_default());
             Some(ExecutorView {
                 executor: executor.clone(),
                 state: state.into(),
-                heard_ms: millis(self.now.mono.since(seat.heard)),
+                local: seat.local,
+                lost_in_ms: Some(millis(lost_at.since(now))),
+                equivocations: seat.equivocations,
+                heard_ms: millis(now.since(seat.heard)),
                 pid: hello.pid,
                 incarnation: Some(hello.incarnation.clone()),
                 capability: hello.capability.clone(),
@@ -174,7 +185,10 @@ impl Broker {
         if job.state != job.facts.state() {
             faults.push(format!("job {id} was not settled after its last fact"));
         }
-        for (attempt, executor) in super::sessions::running(&job.facts) {
+        // What another broker deployed is watched there.
+        let ours = self.is_ours(id);
+        let running = super::sessions::running(&job.facts).into_iter().filter(|_| ours);
+        for (attempt, executor) in running {
             let seat = self.fleet.seats.get(&executor);
             if !seat.is_some_and(|seat| seat.assigned.contains_key(&attempt)) {
                 faults.push(format!("attempt {attempt} runs on no executor that is watched"));

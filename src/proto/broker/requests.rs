@@ -83,7 +83,7 @@ impl Broker {
         if suffix.is_empty() || !suffix.bytes().all(legal) {
             return Err(Refusal::NotFound(shown()));
         }
-        let ends = |id: &&JobId| known(id) && id.to_string().ends_with(&suffix);
+        let ends = |id: &&JobId| id.ends_with(&suffix) && known(id);
         let mut found = self.jobs.keys().filter(ends);
         match (found.next(), found.next()) {
             (Some(id), None) => Ok(*id),
@@ -123,6 +123,11 @@ impl Broker {
             && let Some(job) = self.keys.get(key)
         {
             return Err(Refusal::KeyConflict { key: key.clone(), job: *job });
+        }
+        if let Some(home) = &spec.home
+            && Some(self.carried_on_by(home)) != self.log.as_ref()
+        {
+            return Err(Refusal::HomeElsewhere(home.clone()));
         }
         let known = |id: &JobId| self.jobs.get(id).is_some_and(|job| job.facts.birth().is_some());
         if let Some(other) = spec.after.iter().find(|other| !known(other)) {
@@ -236,6 +241,7 @@ impl Broker {
         };
         let ours = seat.assigned.iter().filter(|(_, assigned)| assigned.job.is_some());
         let attempts = ours.map(|(attempt, _)| attempt.clone()).collect();
+        self.detection.lost_declared += 1;
         self.lose_executor(&executor, reason, Tree::Unproven);
         self.reply(request, Reply::DeclaredLost { executor, attempts });
         Ok(())

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::fleet::{Assigned, Seat};
 use super::{Broker, Timer};
-use crate::proto::capability::Needs;
 use crate::proto::event::Output;
 use crate::proto::fact::Deployed;
 use crate::proto::fold::JobFacts;
@@ -17,7 +16,14 @@ use crate::proto::id::{AttemptId, Dot, ExecutorId, JobId, SessionId};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, Hello, SESSION_VERSION};
 use crate::proto::ranges::Ranges;
+use crate::proto::time::Monotonic;
 use crate::proto::view::JobState;
+
+/// The word of a refusal for an identity that another process has.
+const IN_USE: &str = "executor-in-use";
+
+/// The attempts that an executor announces, with their jobs where it says so.
+type Announced = BTreeMap<AttemptId, Option<JobId>>;
 
 /// What is known of the processes of an attempt that is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,16 +32,18 @@ pub(super) enum Tree {
     Gone,
     /// Some may still run.
     Unproven,
+    /// Their executor has ended, and yet some may still run.
+    Loose,
 }
 
 impl Tree {
     /// After a restart of an executor: it boots with none, and an executor that begins kills what
     /// the cgroup of its earlier life holds, if that had one.
     fn after_restart(before: Option<&Hello>, hello: &Hello) -> Self {
-        let Some(before) = before else { return Self::Unproven };
+        let Some(before) = before else { return Self::Loose };
         let rebooted = before.incarnation.boot != hello.incarnation.boot;
         let swept = before.cgroup.is_some() && hello.cgroup.is_some();
-        if rebooted || swept { Self::Gone } else { Self::Unproven }
+        if rebooted || swept { Self::Gone } else { Self::Loose }
     }
 }
 
@@ -46,6 +54,10 @@ impl Broker {
         let Some((_, submitted)) = job.facts.submitted() else { return };
         let needs = submitted.spec.needs.clone();
         let running = running(&job.facts);
+        self.hold_after_start(id);
+        if !running.is_empty() {
+            self.keep_looking();
+        }
         let now = self.now.mono;
         let until = now.after(self.config.lost_after);
         for (attempt, executor) in running {
@@ -57,9 +69,36 @@ impl Broker {
         }
     }
 
-    pub(super) fn open_session(&mut self, session: SessionId, hello: Hello) {
+    /// A result brought facts about a job along: what they call running is expected where it was
+    /// deployed, or lost where that executor is here and did not announce it.
+    pub(super) fn expect_carried(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(&id).filter(|_| self.is_ours(id)) else { return };
+        let Some((_, submitted)) = job.facts.submitted() else { return };
+        let needs = submitted.spec.needs.clone();
+        let now = self.now.mono;
+        let until = now.after(self.config.lost_after);
+        for (attempt, executor) in running(&job.facts) {
+            let seats = &mut self.fleet.seats;
+            let seat = seats.entry(executor.clone()).or_insert_with(|| Seat::away(now, until));
+            if seat.assigned.contains_key(&attempt) {
+                continue;
+            }
+            if seat.session.is_some() {
+                let reason = "its executor does not know of it";
+                self.lose_attempt(id, &attempt, &executor, reason, Tree::Unproven);
+                continue;
+            }
+            let assigned = Assigned { job: Some(id), needs: needs.clone(), stopping: false };
+            seat.assign(attempt, assigned);
+            self.keep_looking();
+            self.set_timer(until, Timer::Executor(executor));
+        }
+    }
+
+    pub(super) fn open_session(&mut self, session: SessionId, hello: Hello, local: bool) {
         if let Err((code, detail)) = self.admit(&hello) {
             self.notice(format!("executor {} is refused: {detail}", hello.executor));
+            self.detection.clones += u64::from(code == IN_USE);
             let code = code.to_owned();
             self.send(session, BrokerMessage::Refused { code, detail });
             self.outputs.push_back(Output::Close { session });
@@ -72,19 +111,24 @@ impl Broker {
             self.fleet.sessions.remove(&older);
             self.outputs.push_back(Output::Close { session: older });
         }
-        let announced: BTreeSet<AttemptId> = hello.attempts.iter().cloned().collect();
+        let jobs = hello.jobs.iter().copied().map(Some).chain(std::iter::repeat(None));
+        let announced: Announced = hello.attempts.iter().cloned().zip(jobs).collect();
         let life = hello.incarnation.life;
         let tree = Tree::after_restart(seat.hello.as_ref(), &hello);
-        seat.heard = heard;
-        seat.away_until = None;
-        seat.draining = false;
+        let heard_before = std::mem::replace(&mut seat.heard, heard);
+        (seat.away_until, seat.doubted_until) = (None, None);
+        (seat.draining, seat.local) = (false, local);
         seat.hello = Some(hello);
         self.fleet.sessions.insert(session, executor.clone());
         self.watch_silence(&executor);
+        self.keep_looking();
         let log = self.log.clone().expect("sessions come after the log is open");
-        let heartbeat_max = Some((self.config.suspect_after / 2).into());
-        self.send(session, BrokerMessage::Welcome { log, heartbeat_max });
-        self.reconcile(session, &executor, (life, tree), &announced);
+        let bound = self.config.suspect_after.min(self.config.lost_after / 2);
+        let heartbeat_max = Some((bound / 2).into());
+        let older = self.continued.keys().filter(|older| *self.carried_on_by(older) == log);
+        let continues = older.take(limits::LINEAGE_TOLD_MAX).cloned().collect();
+        self.send(session, BrokerMessage::Welcome { log, heartbeat_max, continues });
+        self.reconcile(session, &executor, (life, tree, heard_before), &announced);
         self.fleet.refresh(&executor);
         self.watch_recall(&executor, now);
     }
@@ -120,7 +164,7 @@ impl Broker {
             "executor {} is connected already as process {}; is its data directory a copy?",
             hello.executor, older.pid
         );
-        Err(("executor-in-use", detail))
+        Err((IN_USE, detail))
     }
 
     /// Brings our books and what the executor announced in line.
@@ -128,24 +172,32 @@ impl Broker {
         &mut self,
         session: SessionId,
         executor: &ExecutorId,
-        (life, tree): (u64, Tree),
-        announced: &BTreeSet<AttemptId>,
+        (life, tree, heard): (u64, Tree, Monotonic),
+        announced: &Announced,
     ) {
         let Some(seat) = self.fleet.seats.get(executor) else { return };
         let ours: Vec<(AttemptId, Assigned)> =
             seat.assigned.iter().map(|(id, assigned)| (id.clone(), assigned.clone())).collect();
         for (attempt, assigned) in &ours {
-            if announced.contains(attempt) {
+            if announced.contains_key(attempt) {
                 if assigned.stopping {
                     let reason = "it counts no more".to_owned();
                     let attempt = attempt.clone();
                     self.send(session, BrokerMessage::Stop { attempt, reason });
-                } else if let Some(job) = assigned.job {
+                } else if let Some(job) = assigned.job.filter(|id| !self.is_ghost(*id, attempt)) {
+                    self.confirm_lease(Some(session), job, attempt);
                     self.tell_deployed(job, attempt, executor, Some(session));
                 }
                 continue;
             }
             let Some(job) = assigned.job.filter(|_| !assigned.stopping) else {
+                if let Some(job) = assigned.job {
+                    // It was to be stopped, and this may be another life that never saw the order.
+                    let held = self.jobs.get(&job).and_then(|job| job.facts.attempt(attempt));
+                    if held.is_some_and(|(_, deployed)| deployed.life != life) {
+                        self.hold_back_one(attempt, job, heard, tree);
+                    }
+                }
                 self.release_silently(executor, attempt);
                 continue;
             };
@@ -159,32 +211,39 @@ impl Broker {
                 self.start(Some(session), job, attempt, elements.as_ref());
             } else {
                 self.release_silently(executor, attempt);
+                // Another machine may have taken the identity along: that proves nothing of this
+                // attempt where it matters.
+                let tree = if self.forbids_overlap(job) { Tree::Unproven } else { tree };
+                self.hold_back_one(attempt, job, heard, tree);
                 self.lose_attempt(job, attempt, executor, "its executor was restarted", tree);
             }
         }
-        for attempt in announced {
-            if ours.iter().any(|(known, _)| known == attempt) {
-                continue;
-            }
-            let unknown = Assigned { job: None, needs: Needs::default(), stopping: true };
-            if let Some(seat) = self.fleet.seats.get_mut(executor) {
-                seat.assign(attempt.clone(), unknown);
-            }
-            let (attempt, reason) = (attempt.clone(), "it counts no more".to_owned());
-            self.send(session, BrokerMessage::Stop { attempt, reason });
+        let ours: BTreeSet<AttemptId> = ours.into_iter().map(|(attempt, _)| attempt).collect();
+        for (attempt, job) in announced.iter().filter(|(attempt, _)| !ours.contains(attempt)) {
+            self.meet(session, executor, attempt, *job);
         }
     }
 
     fn release_silently(&mut self, executor: &ExecutorId, attempt: &AttemptId) {
-        if let Some(seat) = self.fleet.seats.get_mut(executor) {
-            seat.release(attempt);
+        let Some(seat) = self.fleet.seats.get_mut(executor) else { return };
+        let released = seat.release(attempt);
+        if let Some(job) = released.and_then(|assigned| assigned.job) {
+            self.released(job, attempt);
+        }
+    }
+
+    /// An attempt is at no executor any more: its job may have waited for that.
+    pub(super) fn released(&mut self, job: JobId, attempt: &AttemptId) {
+        self.lay_ghost(job, attempt);
+        if self.forbids_overlap(job) {
+            self.unsettle_task(job, attempt.element);
         }
     }
 
     /// An executor said something.
     pub(super) fn hear(&mut self, executor: &ExecutorId) {
         if let Some(seat) = self.fleet.seats.get_mut(executor) {
-            seat.heard = self.now.mono;
+            (seat.heard, seat.doubted_until) = (self.now.mono, None);
         }
     }
 
@@ -201,8 +260,14 @@ impl Broker {
     ) {
         let Some(executor) = self.fleet.sessions.remove(&session) else { return };
         if process_gone {
-            let tree = if tree_gone { Tree::Gone } else { Tree::Unproven };
+            let tree = if tree_gone { Tree::Gone } else { Tree::Loose };
+            if !self.leave(&executor) {
+                self.detection.lost_ended += 1;
+            }
             self.lose_executor(&executor, "its executor's process ended", tree);
+            return;
+        }
+        if self.leave(&executor) {
             return;
         }
         let now = self.now.mono;
@@ -212,6 +277,16 @@ impl Broker {
         }
         self.fleet.refresh(&executor);
         self.set_timer(until, Timer::Executor(executor));
+    }
+
+    /// One that drained and has nothing any more has left on purpose; says whether it did.
+    fn leave(&mut self, executor: &ExecutorId) -> bool {
+        let seat = self.fleet.seats.get(executor);
+        let left = seat.is_some_and(|seat| seat.draining && seat.assigned.is_empty());
+        if left {
+            self.fleet.remove(executor);
+        }
+        left
     }
 
     /// An executor's timer is due: it may have been silent or away for too long.
@@ -229,6 +304,15 @@ impl Broker {
             Some(_) => "its executor was silent",
             None => "its executor stayed away",
         };
+        let silent = seat.session.is_some();
+        if self.doubts(executor) {
+            return;
+        }
+        let counted = match silent {
+            true => &mut self.detection.lost_silent,
+            false => &mut self.detection.lost_away,
+        };
+        *counted += 1;
         self.lose_executor(executor, reason, Tree::Unproven);
     }
 
@@ -238,6 +322,12 @@ impl Broker {
         if let Some(session) = seat.session {
             self.outputs.push_back(Output::Close { session });
         }
+        self.hold_back(&seat, tree);
+        let assigned = seat.assigned.iter();
+        let known = assigned.filter_map(|(a, assigned)| Some((assigned.job?, a.clone())));
+        for (job, attempt) in known.collect::<Vec<_>>() {
+            self.released(job, &attempt);
+        }
         let running: Vec<(AttemptId, JobId)> = seat
             .assigned
             .iter()
@@ -245,6 +335,7 @@ impl Broker {
             .collect();
         if !running.is_empty() {
             let count = running.len();
+            self.detection.attempts_lost += count as u64;
             self.notice(format!("executor {executor} is lost with {count} attempts: {reason}"));
         }
         let mut leases: BTreeMap<(Dot, JobId), Ranges> = BTreeMap::new();

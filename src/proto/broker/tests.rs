@@ -3,6 +3,10 @@
 mod array;
 mod deadline;
 mod declared;
+mod holds;
+mod lives;
+mod reappear;
+mod sight;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +84,7 @@ impl Bench {
         self.input(Input::SessionOpened {
             session: SessionId(number),
             hello: hello(number, slots, attempts),
+            local: true,
         })
     }
 
@@ -96,15 +101,25 @@ impl Bench {
             result: JobResult { exit: Some(exit), ..JobResult::default() },
             clock: start.clock.clone(),
             took_us: None,
+            carried: vec![],
         };
         let message = ExecutorMessage::Result(Box::new(message));
         self.input(Input::Message { session: SessionId(session), message })
     }
 
+    /// Lets time go by, with the broker awake at each moment that it asked for.
     fn pass(&mut self, span: Duration) -> Vec<Output> {
-        self.now.mono = self.now.mono.after(span);
+        let end = self.now.mono.after(span);
+        let mut outputs = vec![];
+        while let Some(due) = self.broker.poll_timeout().filter(|due| *due < end) {
+            self.now.mono = due.max(self.now.mono);
+            self.broker.handle_timeout(self.now);
+            outputs.extend(self.drain());
+        }
+        self.now.mono = end;
         self.broker.handle_timeout(self.now);
-        self.drain()
+        outputs.extend(self.drain());
+        outputs
     }
 
     fn state(&mut self, job: JobId) -> JobState {
@@ -147,6 +162,7 @@ fn hello(number: u64, slots: u32, attempts: Vec<AttemptId>) -> Hello {
         load: Load::default(),
         heartbeat: Span::from_millis(1_000),
         attempts,
+        jobs: vec![],
     }
 }
 
@@ -238,6 +254,9 @@ fn start_of_last(bench: &mut Bench) -> crate::proto::message::StartOrder {
         spec: Arc::new(spec()),
         elements: None,
         items: vec![],
+        lease: None,
+        checkpoints: vec![],
+        carried: vec![],
     }
 }
 
@@ -332,59 +351,6 @@ fn silence_and_absence_lose_attempts_in_their_time() {
     assert_eq!(bench.state(job), JobState::Running);
     bench.pass(limits::RECONNECT_GRACE);
     assert_eq!(bench.state(job), JobState::Waiting);
-}
-
-/// What the last `lost` fact says could not be proven.
-fn unproven(bench: &Bench) -> Option<String> {
-    let lost = bench.durable.iter().rev().find_map(|sealed| match &sealed.fact.body {
-        crate::proto::fact::Body::Lost(body) => Some(body.unproven.clone()),
-        _ => None,
-    });
-    lost.expect("an attempt was lost")
-}
-
-#[test]
-fn a_lost_attempt_says_whether_its_processes_are_surely_gone() {
-    let mut bench = Bench::new();
-    bench.submit(JobSpec { max_lost: 100, ..spec() });
-    let mut number = 0;
-    for (process_gone, tree_gone, proven) in
-        [(true, true, true), (true, false, false), (false, false, false)]
-    {
-        number += 1;
-        bench.connect(number, 1, vec![]);
-        let session = SessionId(number);
-        bench.input(Input::SessionClosed { session, process_gone, tree_gone });
-        bench.pass(limits::RECONNECT_GRACE);
-        bench.pass(limits::RETRY_BACKOFF_MAX);
-        assert_eq!(unproven(&bench).is_none(), proven, "{process_gone} {tree_gone}");
-    }
-    // A restart: proven by a reboot, or by cgroups in both lives.
-    for (boot, before, after, proven) in [
-        ("other", None, None, true),
-        ("boot", Some("/c/a"), Some("/c/b"), true),
-        ("boot", Some("/c/a"), None, false),
-        ("boot", None, Some("/c/b"), false),
-    ] {
-        let mut first = hello(9, 1, vec![]);
-        first.cgroup = before.map(str::to_owned);
-        first.incarnation.life = number;
-        number += 1;
-        let session = SessionId(number);
-        bench.input(Input::SessionOpened { session, hello: first.clone() });
-        bench.pass(limits::RETRY_BACKOFF_MAX / 100);
-        let closed = Input::SessionClosed { session, process_gone: false, tree_gone: false };
-        bench.input(closed);
-        let mut second = first;
-        (second.incarnation.life, second.incarnation.boot) = (number, boot.to_owned());
-        second.cgroup = after.map(str::to_owned);
-        number += 1;
-        let session = SessionId(number);
-        bench.input(Input::SessionOpened { session, hello: second });
-        assert_eq!(unproven(&bench).is_none(), proven, "{boot} {before:?} {after:?}");
-        bench.input(Input::SessionClosed { session, process_gone: true, tree_gone: proven });
-        bench.pass(limits::RETRY_BACKOFF_MAX);
-    }
 }
 
 #[test]
@@ -504,30 +470,13 @@ fn a18_a_fresh_log_carries_the_older_ones_jobs_on() {
 }
 
 #[test]
-fn an_attempt_of_an_earlier_life_of_its_executor_is_lost_at_once() {
-    let mut bench = Bench::new();
-    bench.connect(1, 1, vec![]);
-    let job = bench.submit(spec());
-    bench.input(Input::SessionClosed {
-        session: SessionId(1),
-        process_gone: false,
-        tree_gone: false,
-    });
-    let mut again = hello(1, 1, vec![]);
-    again.incarnation.life = 99;
-    let outputs = bench.input(Input::SessionOpened { session: SessionId(2), hello: again });
-    assert_eq!(starts(&outputs).len(), 1, "a further attempt at once");
-    assert_eq!(bench.kinds()[3..], ["lost", "deployed"]);
-    assert_eq!(bench.state(job), JobState::Running);
-}
-
-#[test]
 fn a_second_process_with_the_same_executor_id_is_refused() {
     let mut bench = Bench::new();
     bench.connect(1, 1, vec![]);
     let mut clone = hello(1, 1, vec![]);
     clone.incarnation.life = 99;
-    let outputs = bench.input(Input::SessionOpened { session: SessionId(2), hello: clone });
+    let outputs =
+        bench.input(Input::SessionOpened { session: SessionId(2), hello: clone, local: true });
     assert!(outputs.iter().any(|output| matches!(
         output,
         Output::Send { message: BrokerMessage::Refused { .. }, .. }
@@ -574,7 +523,7 @@ fn i10_an_executor_that_hands_everything_back_is_asked_less_and_less() {
     for _ in 0..10_000 {
         if bench.state_of_only_job() == JobState::Running {
             let attempt = start_of_last(&mut bench).attempt;
-            let message = ExecutorMessage::Stopped { attempt, unbegun: false };
+            let message = ExecutorMessage::Stopped { attempt, unbegun: false, reason: None };
             bench.input(Input::Message { session: SessionId(1), message });
         }
         bench.pass(Duration::from_millis(1));

@@ -12,7 +12,7 @@ use crate::proto::capability::Unmet;
 use crate::proto::event::{JobRef, Refusal, Reply};
 use crate::proto::fact::{Deployed, Fact};
 use crate::proto::fold::{JobFacts, Step};
-use crate::proto::id::{JobId, TaskId};
+use crate::proto::id::{JobId, LogId, TaskId};
 use crate::proto::job::JobSpec;
 use crate::proto::limits;
 use crate::proto::ranges::Ranges;
@@ -133,8 +133,42 @@ impl Broker {
             let wait = millis(until.since(self.now.mono));
             reasons.push(format!("it is tried again in {wait} ms"));
         }
+        let leases_over =
+            if self.forbids_overlap(task.job) { self.leases_over } else { self.now.mono };
+        let held_until = job.held_until.max(leases_over);
+        if held_until > self.now.mono {
+            let wait = millis(held_until.since(self.now.mono));
+            reasons
+                .push(format!("an earlier attempt may still run: it is held back {wait} ms more"));
+        }
+        let lingering = self.lingering(task);
+        if !lingering.is_empty() {
+            reasons.extend(lingering);
+            return reasons;
+        }
+        if !self.is_ours(task.job) {
+            let owner = job.facts.owner().map_or("another", LogId::as_str);
+            reasons.push(format!("broker {owner} deploys it, and is not reached from here"));
+            return reasons;
+        }
         reasons.extend(tried_before(&job.facts.task(task.element)));
         reasons.extend(self.where_it_does_not_fit(spec));
+        reasons
+    }
+
+    /// Attempts whose end it waits for.
+    fn lingering(&self, task: TaskId) -> Vec<String> {
+        let forbids = self.forbids_overlap(task.job);
+        let mut reasons = vec![];
+        for (executor, seat) in &self.fleet.seats {
+            let here = |id: &crate::proto::id::AttemptId| id.element == task.element;
+            for (attempt, assigned) in seat.assigned.iter().filter(|(attempt, _)| here(attempt)) {
+                let ours = assigned.job == Some(task.job);
+                if ours && (forbids || self.is_ghost(task.job, attempt)) {
+                    reasons.push(format!("attempt {attempt} is still at {executor}"));
+                }
+            }
+        }
         reasons
     }
 

@@ -1,6 +1,7 @@
 //! The executor fed one event at a time.
 
 mod array;
+mod lease;
 
 use std::sync::Arc;
 
@@ -49,6 +50,9 @@ fn order(seq: u64, timeout: Option<Span>) -> BrokerMessage {
         spec: Arc::new(spec),
         elements: None,
         items: vec![],
+        lease: None,
+        checkpoints: vec![],
+        carried: vec![],
     }))
 }
 
@@ -73,7 +77,7 @@ fn end(executor: &mut Executor, now: Now, seq: u64, exit: i32) -> Vec<ExecutorOu
 fn register(executor: &mut Executor, now: Now) -> Vec<ExecutorOutput> {
     let mut outputs = give(executor, now, ExecutorInput::Connected);
     let log = "north-00000001".parse().expect("a name");
-    let welcome = BrokerMessage::Welcome { log, heartbeat_max: None };
+    let welcome = BrokerMessage::Welcome { log, heartbeat_max: None, continues: vec![] };
     outputs.extend(hear(executor, now, welcome));
     outputs
 }
@@ -94,6 +98,8 @@ fn words(outputs: &[ExecutorOutput]) -> Vec<&'static str> {
         ExecutorOutput::Reconnect { .. } => "reconnect",
         ExecutorOutput::Drained => "drained",
         ExecutorOutput::Notice(_) => "notice",
+        ExecutorOutput::Lease { .. } => "lease",
+        ExecutorOutput::Forget(_) => "forget",
     };
     outputs.iter().map(word).collect()
 }
@@ -123,8 +129,9 @@ fn a_result_is_kept_until_acknowledged_and_written_down_when_that_takes_long() {
     assert_eq!(words(&outputs), ["hello", "registered", "result", "heartbeat"]);
     let ExecutorOutput::Send(ExecutorMessage::Hello(hello)) = &outputs[0] else { panic!() };
     assert_eq!(hello.attempts, [attempt(1)]);
-    let acknowledged = BrokerMessage::Acknowledged { attempt: attempt(1), elements: None };
-    assert_eq!(words(&hear(&mut executor, at(250), acknowledged.clone())), ["unspool"]);
+    let acknowledged =
+        BrokerMessage::Acknowledged { attempt: attempt(1), elements: None, keep: false };
+    assert_eq!(words(&hear(&mut executor, at(250), acknowledged.clone())), ["unspool", "forget"]);
     assert!(hear(&mut executor, at(250), acknowledged).is_empty());
     assert!(executor.is_idle());
 }
@@ -158,7 +165,7 @@ fn a_time_out_terminates_then_kills_and_marks_the_result() {
 }
 
 #[test]
-fn a_stopped_attempt_has_no_result_unless_it_had_succeeded() {
+fn a_stopped_attempt_has_no_result_however_it_ends() {
     let mut executor = executor(vec![]);
     register(&mut executor, at(0));
     for seq in 1..=2 {
@@ -168,7 +175,7 @@ fn a_stopped_attempt_has_no_result_unless_it_had_succeeded() {
         assert!(hear(&mut executor, at(1), stop).is_empty());
     }
     assert_eq!(words(&end(&mut executor, at(2), 1, 143)), ["stopped"]);
-    assert_eq!(words(&end(&mut executor, at(2), 2, 0)), ["result"]);
+    assert_eq!(words(&end(&mut executor, at(2), 2, 0)), ["stopped"]);
     let stop = BrokerMessage::Stop { attempt: attempt(9), reason: String::new() };
     assert_eq!(words(&hear(&mut executor, at(3), stop)), ["stopped"]);
 }
@@ -181,7 +188,7 @@ fn heartbeats_go_on_and_a_silent_broker_is_given_up() {
         executor.handle_timeout(at(second * 1_000));
         assert_eq!(words(&drain(&mut executor)), ["heartbeat"]);
     }
-    hear(&mut executor, at(4_500), BrokerMessage::Heard);
+    hear(&mut executor, at(4_500), BrokerMessage::Heard { number: 0 });
     executor.handle_timeout(at(9_499));
     assert_eq!(words(&drain(&mut executor)), ["heartbeat"]);
     executor.handle_timeout(at(9_500));
@@ -196,7 +203,7 @@ fn a36_a_draining_executor_takes_nothing_new_and_hands_back_what_it_must_stop() 
     hear(&mut executor, at(0), order(1, None));
     assert_eq!(words(&give(&mut executor, at(1), ExecutorInput::Drain)), ["heartbeat"]);
     assert_eq!(words(&hear(&mut executor, at(2), order(2, None))), ["stopped"]);
-    assert_eq!(words(&give(&mut executor, at(3), ExecutorInput::HandBack)), ["kill"]);
+    assert_eq!(words(&give(&mut executor, at(3), ExecutorInput::HandBack)), ["terminate"]);
     assert_eq!(words(&end(&mut executor, at(4), 1, 137)), ["stopped", "drained"]);
 }
 
@@ -227,6 +234,6 @@ fn a_broker_that_bears_less_silence_gets_more_heartbeats() {
     give(&mut executor, at(0), ExecutorInput::Connected);
     let log = "north-00000001".parse().expect("a name");
     let heartbeat_max = Some(Span::from_millis(250));
-    hear(&mut executor, at(0), BrokerMessage::Welcome { log, heartbeat_max });
+    hear(&mut executor, at(0), BrokerMessage::Welcome { log, heartbeat_max, continues: vec![] });
     assert_eq!(executor.poll_timeout(), Some(at(250).mono));
 }

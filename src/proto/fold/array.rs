@@ -8,7 +8,8 @@
 //! which is folded once for all of them.
 //! Law: the states are those that folding each element by itself gives (tests/properties/array.rs).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::proto::fact::{Body, Fact, Submitted};
@@ -17,6 +18,8 @@ use crate::proto::id::Dot;
 use crate::proto::limits;
 use crate::proto::ranges::Ranges;
 use crate::proto::view::JobState;
+
+static NONE: Ranges = Ranges::EMPTY;
 
 /// The facts about an array's job, found by element.
 #[derive(Debug, Clone, Default)]
@@ -52,14 +55,18 @@ impl Array {
             self.generation = self.generation.max(fact.generation);
         }
         let Some(lease) = place_of(fact) else { return place(&mut self.wide, fact) };
-        let held = self.leases.entry(lease.clone()).or_default();
+        if !self.leases.contains_key(lease) {
+            self.leases.insert(lease.clone(), vec![]);
+        }
+        let Some(held) = self.leases.get_mut(lease) else { return };
         place(held, fact);
-        let deployment = held.iter().find(|held| held.dot == *lease);
-        let deployed = deployment.and_then(|held| held.elements.clone()).unwrap_or_default();
+        let mut news = Cow::Borrowed(fact.elements.as_ref().unwrap_or(&NONE));
         // What became of a deployment lies within it, unless that one is not held.
-        let mut news = fact.elements.clone().unwrap_or_default();
-        if fact.dot != *lease {
-            news.subtract(&deployed);
+        if fact.dot != *lease
+            && let Some(deployment) = held.iter().find(|held| held.dot == *lease)
+            && let Some(deployed) = &deployment.elements
+        {
+            news.to_mut().subtract(deployed);
         }
         for (first, last) in news.runs() {
             self.longest = self.longest.max(last - first + 1);
@@ -108,32 +115,35 @@ impl Array {
             let held = self.leases.get(lease).into_iter().flatten();
             facts.extend(held.filter(concerns).cloned());
         }
+        // Mostly in order already, so that this is one walk over them.
         facts.sort_by(|a, b| a.dot.cmp(&b.dot));
         facts
     }
 
     /// Parts `elements` so that all of one part have the same facts.
     pub(super) fn parts(&self, elements: &Ranges) -> Vec<(u64, u64)> {
-        let mut parts = vec![];
+        let (mut parts, mut borders) = (vec![], vec![]);
         for (first, last) in elements.runs() {
-            let mut borders = BTreeSet::new();
-            let mut border = |start: u64, end: u64| {
-                borders.extend([start, end.saturating_add(1)]);
-            };
-            for fact in self.wide.iter().filter_map(|fact| fact.elements.as_ref()) {
-                fact.within(first, last).runs().for_each(|(start, end)| border(start, end));
+            if first == last {
+                parts.push((first, last));
+                continue;
             }
-            let leases: BTreeSet<&Dot> = self.upon(first, last).map(|(.., dot)| dot).collect();
-            for fact in leases.into_iter().filter_map(|lease| self.leases.get(lease)).flatten() {
-                let covered = fact.elements.iter();
-                for (start, end) in covered
-                    .flat_map(|covered| covered.within(first, last).runs().collect::<Vec<_>>())
-                {
-                    border(start, end);
+            borders.clear();
+            let mut border = |covered: &Ranges| {
+                for (start, end) in covered.runs_within(first, last) {
+                    borders.extend([start, end.saturating_add(1)]);
                 }
-            }
+            };
+            self.wide.iter().filter_map(|fact| fact.elements.as_ref()).for_each(&mut border);
+            let mut leases: Vec<&Dot> = self.upon(first, last).map(|(.., dot)| dot).collect();
+            leases.sort_unstable();
+            leases.dedup();
+            let held = leases.into_iter().filter_map(|lease| self.leases.get(lease)).flatten();
+            held.filter_map(|fact| fact.elements.as_ref()).for_each(border);
+            borders.sort_unstable();
+            borders.dedup();
             let mut start = first;
-            for next in borders.into_iter().filter(|next| (first + 1..=last).contains(next)) {
+            for next in borders.iter().copied().filter(|next| (first + 1..=last).contains(next)) {
                 parts.push((start, next - 1));
                 start = next;
             }

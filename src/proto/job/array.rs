@@ -101,6 +101,7 @@ impl JobSpec {
             after: self.after.clone(),
             key: self.key.clone(),
             name: self.name.clone(),
+            home: self.home.clone(),
             array: None,
             items: vec![],
             placeholder: None,

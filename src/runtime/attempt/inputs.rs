@@ -54,7 +54,8 @@ pub(super) async fn put_all(
             fetched.map_err(|error| Unstarted::unable(format!("input {path:?}: {error}")))?;
         let (at, path, executable) = (work.to_owned(), path.clone(), input.executable);
         let put = move |broken_off: &BrokenOff| {
-            let copied = copy(from, &mut create(&at, &path, executable)?, broken_off);
+            let made = create(&at, &path, executable);
+            let copied = made.and_then(|mut to| copy(from, &mut to, broken_off));
             copied.map_err(|error| cannot(&path, &error))
         };
         run(control, put).await?;
@@ -87,12 +88,14 @@ fn put_own(work: &Path, spec: &JobSpec, broken_off: &BrokenOff) -> Result<(), St
             Content::File(source) => {
                 let from = open_regular(Path::new(source))
                     .map_err(|error| format!("input {path:?}: cannot read {source}: {error}"))?;
-                copy(from, &mut create(work, path, input.executable)?, broken_off)
+                let made = create(work, path, input.executable);
+                made.and_then(|mut to| copy(from, &mut to, broken_off))
             }
             Content::Text(_) | Content::Base64(_) => {
                 let bytes = input.content.inline();
                 let bytes = bytes.ok_or_else(|| format!("input {path:?}: no base64"))?;
-                create(work, path, input.executable)?.write_all(&bytes)
+                let made = create(work, path, input.executable);
+                made.and_then(|mut to| to.write_all(&bytes))
             }
         };
         put.map_err(|error| cannot(path, &error))?;
@@ -105,22 +108,18 @@ fn cannot(path: &str, error: &io::Error) -> String {
 }
 
 /// Makes an empty file, and the directories above it.
-fn create(work: &Path, path: &str, executable: bool) -> Result<File, String> {
-    let create = || {
-        if let Some((above, _)) = path.rsplit_once('/') {
-            make_directories(work, above)?;
-        }
-        let mode = if executable { OPEN_MODE } else { FILE_MODE };
-        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(work.join(path));
-        let file = file?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        Ok(file)
-    };
-    create().map_err(|error| cannot(path, &error))
+pub(super) fn create(work: &Path, path: &str, executable: bool) -> io::Result<File> {
+    if let Some((above, _)) = path.rsplit_once('/') {
+        make_directories(work, above)?;
+    }
+    let mode = if executable { OPEN_MODE } else { FILE_MODE };
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(work.join(path))?;
+    file.set_permissions(Permissions::from_mode(mode))?;
+    Ok(file)
 }
 
 /// Makes a directory and those above it.
-fn make_directories(work: &Path, path: &str) -> io::Result<()> {
+pub(super) fn make_directories(work: &Path, path: &str) -> io::Result<()> {
     let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
     for end in ends {
         let directory = work.join(&path[..end]);

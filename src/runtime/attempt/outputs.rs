@@ -6,7 +6,7 @@
 //! Law: either all that was found is kept, or nothing of it and an error says why
 //! (tests/exec/files.rs).
 
-mod find;
+pub(super) mod find;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, Permissions};
@@ -154,7 +154,8 @@ fn take_out(found: &Found, path: &str, id: Identity, target: &Path) -> bool {
     moved().unwrap_or(false)
 }
 
-fn digest(mut file: File, broken_off: &BrokenOff) -> io::Result<(u64, Digest)> {
+/// The size and the digest of a file's content, from where it stands.
+pub(super) fn digest(mut file: File, broken_off: &BrokenOff) -> io::Result<(u64, Digest)> {
     let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
     let mut buffer = vec![0; HASH_PIECE_BYTES];
     loop {

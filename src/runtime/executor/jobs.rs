@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::proto::message::StartOrder;
 use crate::runtime::attempt;
+use crate::runtime::attempt::checkpoint::Checkpoint;
 use crate::runtime::process::Job;
 
 use super::{Event, Workshop};
@@ -18,7 +19,11 @@ pub(super) fn begin(
     events: mpsc::Sender<Event>,
 ) {
     tokio::task::spawn_local(async move {
-        let result = attempt::run(&workshop, &order, &job).await;
+        let attempt = &order.attempt;
+        let tell = async |made: Checkpoint| {
+            let _ = events.send(Event::Checkpointed(attempt.clone(), made)).await;
+        };
+        let result = attempt::run(&workshop, &order, &job, &tell).await;
         // The loop is gone only when the process ends.
         let _ = events.send(Event::Ended(order.attempt, result.map(|ran| ran.map(Box::new)))).await;
     });

@@ -29,6 +29,7 @@ impl Shell<'_> {
         self.spool(unspooled).await;
         // The core wants no result of those that it does not hold: they were stopped.
         for attempt in std::mem::take(&mut self.ended) {
+            self.end_checkpoint(&attempt);
             if !self.core.holds(&attempt) {
                 self.forget(&attempt);
             }
@@ -45,6 +46,9 @@ impl Shell<'_> {
             ExecutorOutput::Send(message) => self.send(message),
             ExecutorOutput::Run(order) => {
                 let job = Rc::new(Job::new(&order, &self.workshop.output));
+                if let Some(until) = self.leases.remove(&order.attempt) {
+                    job.control.renew(&self.workshop.link, until);
+                }
                 self.jobs.insert(order.attempt.clone(), Rc::clone(&job));
                 jobs::begin(Rc::clone(&self.workshop), order, job, self.sender.clone());
             }
@@ -64,6 +68,14 @@ impl Shell<'_> {
                     tracing::warn!("{error}; the result is sent once more after a restart");
                 }
             }
+            ExecutorOutput::Forget(attempt) => {
+                self.unspooled.remove(&attempt);
+                self.forget(&attempt);
+            }
+            ExecutorOutput::Lease { attempt, until } => match self.jobs.get(&attempt) {
+                Some(job) => job.control.renew(&self.workshop.link, until),
+                None => drop(self.leases.insert(attempt, until)),
+            },
             ExecutorOutput::Registered(log) => self.registered(log, announce)?,
             // The session may have ended by itself meanwhile, and another be looked for.
             ExecutorOutput::Reconnect { reason } if self.session.is_some() => {
@@ -82,6 +94,18 @@ impl Shell<'_> {
             ExecutorMessage::Result(result) if blobs::is_long(&result) => {
                 let (session, output) = (Rc::clone(session), self.workshop.output.clone());
                 tokio::task::spawn_local(blobs::send_after_blobs(session, output, result));
+            }
+            ExecutorMessage::Checkpoint(message) => {
+                let job = self.jobs.get(&message.attempt).cloned();
+                let directory = &self.workshop.checkpoints.directory;
+                self.sending.begin(session, job, directory, message);
+            }
+            ExecutorMessage::Stopped { ref attempt, .. }
+                if self.jobs.get(attempt).is_some_and(|job| job.leaves_state()) =>
+            {
+                let attempt = attempt.clone();
+                let message = self.sending.hold(session, &attempt, message, &self.sender);
+                message.iter().for_each(|message| session.send(message));
             }
             message => session.send(&message),
         }
@@ -135,6 +159,15 @@ impl Shell<'_> {
             let held = results.into_iter().map(|result| (result.attempt.clone(), result));
             self.unspooled.extend(held);
             self.spool_error = Some(error);
+        }
+    }
+
+    /// Removes the checkpoint of an attempt that is over. One that is handed back sends it first.
+    fn end_checkpoint(&mut self, attempt: &AttemptId) {
+        if let Some(job) = self.jobs.get(attempt).filter(|job| job.has_checkpoint()) {
+            let directory = self.workshop.checkpoints.directory.clone();
+            let wanted = job.leaves_state() && !self.core.holds(attempt);
+            self.sending.end(attempt.clone(), directory, wanted);
         }
     }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::proto::limits;
+use crate::proto::time::Monotonic;
 use crate::runtime::spawner::{EXECUTOR_VARIABLE, environment, parent_of, send_kill};
 
 use super::{Plan, cgroup};
@@ -20,6 +21,9 @@ use super::{Plan, cgroup};
 const RECORD: &str = "cgroup";
 /// Between two looks at processes that were killed.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// Microseconds of a tick of the times in `/proc/PID/stat`: USER_HZ is 100 for every program.
+const TICK_US: u64 = 10_000;
 
 /// What was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,11 +55,47 @@ pub fn kill(data: &Path, executor: &str) -> Leftovers {
                 killed.push(pid);
             }
         }
-        #[allow(clippy::disallowed_methods, reason = "a pause between looks, within a bound")]
-        std::thread::sleep(PAUSE);
+        pause();
     }
     let left = named(executor).iter().filter(|pid| !spared.contains(pid)).count();
     Leftovers { killed: killed.len() + in_cgroup, proven: false, left }
+}
+
+/// Kills what an executor left that has ended, as far as `/proc` shows it, until twice in a row
+/// nothing is found or the time is over. Spares what began later: a next life of it may run by now.
+/// Returns how many it killed. Waits.
+pub fn kill_begun_before(executor: &str, ended: Monotonic, within: Duration) -> usize {
+    let spared = lineage();
+    let (mut killed, mut vain) = (0, 0);
+    for _ in 0..within.as_millis() / PAUSE.as_millis() {
+        let mut found = named(executor);
+        found.retain(|pid| !spared.contains(pid) && began_before(*pid, ended));
+        found.iter().for_each(|pid| send_kill(*pid));
+        killed += found.len();
+        vain = if found.is_empty() { vain + 1 } else { 0 };
+        if vain == 2 {
+            break;
+        }
+        pause();
+    }
+    killed
+}
+
+/// Whether a process began before a moment; false where that is not certain.
+fn began_before(pid: i32, moment: Monotonic) -> bool {
+    let began = || -> Option<u64> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold anything; the start is the 20th field behind it.
+        let ticks: u64 = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
+        // The kernel cuts it to whole ticks.
+        ticks.checked_add(1)?.checked_mul(TICK_US)
+    };
+    began().is_some_and(|began| began <= moment.0)
+}
+
+fn pause() {
+    #[allow(clippy::disallowed_methods, reason = "a pause between looks, within a bound")]
+    std::thread::sleep(PAUSE);
 }
 
 /// Writes down where the cgroup of this life is.

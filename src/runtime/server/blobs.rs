@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::proto::id::Digest;
 use crate::proto::limits;
-use crate::runtime::blobs::{BlobError, Upload};
+use crate::runtime::blobs::{BlobError, Blobs, Upload};
 use crate::runtime::client::UPLOAD_OFFSET;
 use crate::runtime::server::Context;
 use crate::runtime::server::answer::{self, Handled, Query};
@@ -194,7 +194,10 @@ async fn get(context: &Context, digest: Digest, headers: &HeaderMap) -> Handled 
     }
     let end = last.saturating_add(1).min(size);
     let asked_size = end - from;
+    let whole = from == 0 && end == size;
+    let store = Arc::clone(&context.blobs);
     let mut response = answer::bytes(asked_size, move |sink| async move {
+        let mut hasher = whole.then(blake3::Hasher::new);
         let mut buffer = vec![0; limits::BODY_PIECE_BYTES];
         let mut left = asked_size;
         while left > 0 {
@@ -204,8 +207,15 @@ async fn get(context: &Context, digest: Digest, headers: &HeaderMap) -> Handled 
                 0 => return Err(Cut(format!("blob {digest} is shorter than it was"))),
                 count => {
                     let count = count.min(usize::try_from(left).unwrap_or(count));
-                    sink.bytes(&buffer[..count]);
                     left -= count as u64;
+                    if let Some(hasher) = &mut hasher {
+                        hasher.update(&buffer[..count]);
+                        // The last piece leaves only if all of it is what its name says.
+                        if left == 0 && *hasher.finalize().as_bytes() != digest.0 {
+                            return Err(damaged(&store, &digest));
+                        }
+                    }
+                    sink.bytes(&buffer[..count]);
                 }
             }
         }
@@ -217,6 +227,15 @@ async fn get(context: &Context, digest: Digest, headers: &HeaderMap) -> Handled 
         set(&mut response, CONTENT_RANGE, &format!("bytes {from}-{}/{size}", end - 1));
     }
     Ok(response)
+}
+
+/// Sets a damaged blob aside, so that who has it can send it again.
+fn damaged(store: &Blobs, digest: &Digest) -> Cut {
+    if let Err(error) = store.set_aside(digest) {
+        tracing::error!("{error}");
+    }
+    tracing::error!("blob {digest} was damaged on the disk; it is wanted again");
+    Cut(format!("blob {digest} is damaged here"))
 }
 
 async fn head(context: &Context, digest: Digest) -> Handled {
@@ -277,7 +296,16 @@ impl Context {
             file.seek(SeekFrom::Start(from)).map_err(BlobError::Source)?;
             Ok(Some((file, size)))
         });
-        let (file, size) = found.await?.ok_or_else(|| absent(digest))?;
+        let Some((file, size)) = found.await? else {
+            let store = Arc::clone(&self.blobs);
+            let damaged = on_disk(move || Ok(store.was_damaged(&digest))).await?;
+            let words = format!("blob {digest} was damaged on the broker's disk and is not here");
+            let mut problem = absent(digest);
+            if damaged {
+                problem = Problem::new(404, "no-blob", words);
+            }
+            return Err(problem);
+        };
         Ok(OpenBlob { file: tokio::fs::File::from_std(file), size })
     }
 }

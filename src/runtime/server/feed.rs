@@ -78,7 +78,7 @@ impl Feed {
     /// Something came to the core; says whether an event came of it.
     pub fn saw(&self, input: &Input) -> bool {
         match input {
-            Input::SessionOpened { session, hello } => {
+            Input::SessionOpened { session, hello, .. } => {
                 let executor = hello.executor.clone();
                 let presence = Presence { executor, is_welcome: false };
                 self.sessions.borrow_mut().insert(*session, presence);

@@ -8,12 +8,13 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
 use crate::proto::event::{Reply, Request};
 use crate::proto::limits;
-use crate::proto::view::{ExecutorView, JobState, StatusView};
+use crate::proto::view::{Detection, ExecutorView, JobState, StatusView};
 use crate::runtime::blobs::Blobs;
 use crate::runtime::entropy;
 use crate::runtime::metrics::{Page, TEXT_FORMAT};
@@ -39,6 +40,7 @@ pub async fn metrics(context: &Context) -> Handled {
     if let Some((status, executors)) = core(context).await {
         jobs(&mut page, &status);
         fleet(&mut page, &executors);
+        detection(&mut page, &status.detection);
     }
     counts(&mut page, context);
     store(&mut page, context).await;
@@ -77,7 +79,8 @@ fn jobs(page: &mut Page, status: &StatusView) {
 }
 
 fn fleet(page: &mut Page, executors: &[ExecutorView]) {
-    let mut states = BTreeMap::from([("alive", 0), ("away", 0), ("draining", 0), ("suspect", 0)]);
+    let words = ["alive", "avoided", "away", "doubted", "draining", "suspect"];
+    let mut states = BTreeMap::from(words.map(|word| (word, 0)));
     for executor in executors {
         *states.entry(executor.state.as_str()).or_default() += 1;
     }
@@ -88,6 +91,37 @@ fn fleet(page: &mut Page, executors: &[ExecutorView]) {
     page.labelled(("ucp_executors", "gauge", "Executors in each state."), "state", states);
     page.gauge("ucp_slots", "Slots of all executors with a session.", slots);
     page.gauge("ucp_attempts", "Attempts that occupy executors.", attempts);
+    let silence = executors.iter().filter(here).map(|held| held.heard_ms).max().unwrap_or(0);
+    let silence = Duration::from_millis(silence).as_secs_f64();
+    let help = "Longest time since an executor with a session was last heard of.";
+    page.gauge("ucp_executor_silence_seconds", help, silence);
+}
+
+/// How executors were lost and found since the start.
+fn detection(page: &mut Page, seen: &Detection) {
+    let lost = [
+        ("ended", seen.lost_ended),
+        ("silent", seen.lost_silent),
+        ("away", seen.lost_away),
+        ("declared", seen.lost_declared),
+    ];
+    let help = "Executors that were given up, by reason.";
+    page.labelled(("ucp_executors_lost_total", "counter", help), "reason", lost);
+    let help = "Attempts that were given up with their executors.";
+    page.counter("ucp_attempts_lost_total", help, seen.attempts_lost);
+    let help = "Attempts that were given up, came back and went on.";
+    page.counter("ucp_attempts_regained_total", help, seen.regained);
+    let help = "Executors given more time, as this broker may be cut off itself.";
+    page.counter("ucp_link_doubts_total", help, seen.doubts);
+    let help = "Times at which this broker's own loop had stood still.";
+    page.counter("ucp_own_pauses_total", help, seen.own_pauses);
+    let help = "Executors that were refused, by reason.";
+    let refused = [("in-use", seen.clones)];
+    page.labelled(("ucp_executors_refused_total", "counter", help), "reason", refused);
+    let help = "Times at which an executor was left alone as it failed everything.";
+    page.counter("ucp_executors_avoided_total", help, seen.avoided);
+    let help = "Results that said something else than an earlier one of the same attempt.";
+    page.counter("ucp_equivocations_total", help, seen.equivocations);
 }
 
 fn counts(page: &mut Page, context: &Context) {

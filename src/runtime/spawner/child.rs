@@ -3,6 +3,10 @@
 //! Uses nothing of the executor's runtime. Requests come and endings go over one socket
 //! (frame.rs); children are reaped when SIGCHLD says so. Everything is done before it waits
 //! again, so there is no state between two waits but the tables below.
+//! A job whose lease is over is killed as if the executor had asked for it; one whose lease is over
+//! before its start is not started. Who stops the spawner itself, or whoever may, keeps it from
+//! that; and when a machine that was suspended goes on, a job may run for the moment that it takes
+//! to kill it.
 //! Law: an ending is told when the job's main process was reaped, its cgroup is empty where it has
 //! one, and no child of the spawner belongs to the job any more.
 
@@ -22,11 +26,13 @@ use nix::unistd::Pid;
 
 use super::clone::{Failure, Step};
 use super::frame::{self, Ending, Held, JobNumber, Kept, Order, Request};
+use super::leases::Leases;
 use super::rooms::{Prepared, Rooms};
 use super::start::Starter;
 use super::sys::{self, Used, Zombie};
 use super::tree::{self, Children};
-use super::{ATTEMPT_VARIABLE, raw};
+use super::{ATTEMPT_VARIABLE, Mark, raw};
+use crate::runtime::entropy;
 use crate::runtime::isolation::Plan;
 use crate::runtime::isolation::cgroup;
 
@@ -49,6 +55,8 @@ struct Job {
     held: Held,
     /// How often memory was used up in its cgroup before it began.
     memory_kills: u64,
+    /// It was killed as its lease was over.
+    lapsed: bool,
 }
 
 /// Whose a child is that is no main process.
@@ -79,6 +87,7 @@ struct Spawner {
     children: Children,
     starter: Starter,
     rooms: Rooms,
+    leases: Leases,
     inbox: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
     outbox: Vec<u8>,
@@ -92,16 +101,17 @@ struct Spawner {
 }
 
 /// Runs until the executor is gone and nothing of its jobs is left.
-pub(super) fn run(socket: UnixStream, parent: Pid, plan: Plan) -> io::Result<()> {
+pub(super) fn run(socket: UnixStream, parent: Pid, plan: Plan, mark: &Mark) -> io::Result<()> {
+    sys::close_others(mark.descriptor().into_iter().chain([raw(&socket)]).collect());
     let mut spawner = Spawner::new(socket, parent, plan)?;
     let outcome = spawner.serve();
     spawner.end_all();
+    mark.set();
     outcome
 }
 
 impl Spawner {
     fn new(socket: UnixStream, parent: Pid, plan: Plan) -> io::Result<Self> {
-        sys::close_others(raw(&socket));
         sys::quiet_signals()?;
         // A session of its own: no terminal, and Ctrl-C there reaches neither it nor the jobs.
         nix::unistd::setsid()?;
@@ -127,6 +137,7 @@ impl Spawner {
             children: Children::of_this_thread(),
             starter: Starter::new(rooms.executor()),
             rooms,
+            leases: Leases::new()?,
             inbox: vec![],
             descriptors: VecDeque::new(),
             outbox: vec![],
@@ -148,9 +159,11 @@ impl Spawner {
                 return Ok(());
             }
             self.serve_inbox()?;
+            self.end_lapsed();
             self.reap();
             self.sweep();
             self.flush()?;
+            self.leases.set_timer()?;
         }
     }
 
@@ -161,8 +174,9 @@ impl Spawner {
         let mut watched = [
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.socket.as_fd(), interest),
+            PollFd::new(self.leases.as_fd(), PollFlags::POLLIN),
         ];
-        let count = if heed { 2 } else { 1 };
+        let count = if heed { 3 } else { 1 };
         let timeout = millis.map_or(PollTimeout::NONE, PollTimeout::from);
         match nix::poll::poll(&mut watched[..count], timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -215,6 +229,11 @@ impl Spawner {
         while let Some((frame, used)) = frame::split(rest) {
             match frame::request(frame)? {
                 Request::Kill { job, signal } => self.kill(job, signal),
+                // One that is over stays so.
+                Request::Renew { job, until } if self.leases.has(job) => {
+                    self.leases.hold(job, until);
+                }
+                Request::Renew { .. } => {}
                 Request::Spawn { job, order } => {
                     let count = usize::from(order.descriptors).min(self.descriptors.len());
                     let taken: Vec<OwnedFd> = self.descriptors.drain(..count).collect();
@@ -234,6 +253,9 @@ impl Spawner {
 
     fn start(&mut self, order: &Order, taken: &[OwnedFd]) -> Result<(i32, Prepared), Failure> {
         let mut prepared = self.rooms.prepare(order.room.as_ref(), order.memory)?;
+        if order.lease.is_some_and(|until| until <= entropy::now().mono) {
+            return Err(Failure { step: Step::Lease, errno: Errno::ETIME });
+        }
         let confinement = self.rooms.confinement(&prepared);
         let started = match self.starter.start(order, taken, confinement) {
             // The cgroup does not take it. The job begins beside it, and its result says so.
@@ -257,9 +279,25 @@ impl Spawner {
         self.groups.insert(pid, number);
         let Prepared { held, memory_kills, .. } = *prepared;
         let grouped = order.room.map(|(room, _)| room).filter(|_| held.cgroup == Kept::Yes);
-        let attempt = order.attempt;
-        let job = Job { pid, attempt, ended: None, strays: 0, grouped, held, memory_kills };
+        if let Some(until) = order.lease {
+            self.leases.hold(number, until);
+        }
+        let (attempt, lapsed) = (order.attempt, false);
+        let job = Job { pid, attempt, ended: None, strays: 0, grouped, held, memory_kills, lapsed };
         self.jobs.insert(number, job);
+    }
+
+    /// Kills what has no lease any more.
+    fn end_lapsed(&mut self) {
+        if self.leases.is_empty() {
+            return;
+        }
+        for number in self.leases.over(entropy::now().mono) {
+            if let Some(job) = self.jobs.get_mut(&number).filter(|job| job.ended.is_none()) {
+                job.lapsed = true;
+                self.kill(number, libc::SIGKILL);
+            }
+        }
     }
 
     fn kill(&mut self, number: JobNumber, signal: i32) {
@@ -296,6 +334,7 @@ impl Spawner {
             self.strays.remove(&pid);
             if let Some(job) = main.and_then(|number| self.jobs.get_mut(&number)) {
                 job.ended = Some(used);
+                main.into_iter().for_each(|number| self.leases.forget(number));
                 self.ending += 1;
                 let group = job.grouped.and_then(|room| self.rooms.group(room));
                 if let Some(group) = group.filter(|group| !group.is_empty()) {
@@ -388,10 +427,10 @@ impl Spawner {
             }
             self.ending -= 1;
             let Used { status, cpu_us, memory_max } = used;
-            let (strays, held) = (job.strays, job.held);
+            let Job { strays, held, lapsed, .. } = job;
             self.tell(
                 number,
-                Ending::Exited { status, cpu_us, memory_max, strays, out_of_memory, held },
+                Ending::Exited { status, cpu_us, memory_max, strays, out_of_memory, lapsed, held },
             );
         }
     }

@@ -33,6 +33,8 @@ pub enum Step {
     Isolation,
     /// The process itself.
     Process,
+    /// Its lease: it was over before the program could begin.
+    Lease,
 }
 
 impl Step {
@@ -42,6 +44,7 @@ impl Step {
             Self::Directory => 1,
             Self::Isolation => 2,
             Self::Process => 3,
+            Self::Lease => 4,
         }
     }
 
@@ -50,6 +53,7 @@ impl Step {
             0 => Self::Program,
             1 => Self::Directory,
             2 => Self::Isolation,
+            4 => Self::Lease,
             _ => Self::Process,
         }
     }

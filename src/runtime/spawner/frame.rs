@@ -9,6 +9,7 @@
 use std::io;
 
 use super::clone::Step;
+use crate::proto::time::Monotonic;
 
 /// A job's number between an executor and its spawner; later jobs have greater ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +30,8 @@ pub enum Ending {
         strays: u32,
         /// Whether the kernel killed a process of the job as its memory was used up.
         out_of_memory: bool,
+        /// Whether it was killed as its lease was over.
+        lapsed: bool,
         /// What of its isolation it really had.
         held: Held,
     },
@@ -74,6 +77,7 @@ impl Kept {
 pub(super) enum Request {
     Spawn { job: JobNumber, order: Order },
     Kill { job: JobNumber, signal: i32 },
+    Renew { job: JobNumber, until: Monotonic },
 }
 
 /// One program to start, as it came.
@@ -84,6 +88,7 @@ pub(super) struct Order {
     pub(super) cwd: Vec<u8>,
     pub(super) room: Option<(u32, Vec<u8>)>,
     pub(super) memory: Option<u64>,
+    pub(super) lease: Option<Monotonic>,
     pub(super) argv: Vec<Vec<u8>>,
     pub(super) env: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -185,6 +190,7 @@ pub(super) fn spawn(job: JobNumber, descriptors: u8, program: &super::Program<'_
         None => writer.u32(0),
     };
     writer = writer.u64(program.memory.unwrap_or(u64::MAX));
+    writer = writer.u64(program.lease.map_or(u64::MAX, |until| until.0));
     writer = writer.u32(count(program.argv.len()));
     for argument in program.argv {
         writer = writer.text(argument.bytes());
@@ -201,13 +207,18 @@ pub(super) fn kill(job: JobNumber, signal: i32) -> Vec<u8> {
     Writer::new(2).u64(job.0).i32(signal).finish()
 }
 
+/// The frame that puts the end of a job's lease off.
+pub(super) fn renew(job: JobNumber, until: Monotonic) -> Vec<u8> {
+    Writer::new(5).u64(job.0).u64(until.0).finish()
+}
+
 /// The frame that tells how a job ended.
 pub(super) fn ended(job: JobNumber, ending: Ending) -> Vec<u8> {
     match ending {
-        Ending::Exited { status, cpu_us, memory_max, strays, out_of_memory, held } => {
+        Ending::Exited { status, cpu_us, memory_max, strays, out_of_memory, lapsed, held } => {
             let writer = Writer::new(3).u64(job.0).i32(status);
             let writer = writer.u64(cpu_us).u64(memory_max).u32(strays);
-            let writer = writer.u32(u32::from(out_of_memory));
+            let writer = writer.u32(u32::from(out_of_memory)).u32(u32::from(lapsed));
             writer.u32(held.cgroup as u32).u32(held.landlock as u32).finish()
         }
         Ending::Failed { step, errno } => {
@@ -239,12 +250,14 @@ pub(super) fn request(frame: &[u8]) -> io::Result<Request> {
                     _ => Some((reader.u32()?, reader.text()?)),
                 },
                 memory: Some(reader.u64()?).filter(|bytes| *bytes != u64::MAX),
+                lease: Some(reader.u64()?).filter(|until| *until != u64::MAX).map(Monotonic),
                 argv: reader.list(Reader::text)?,
                 env: reader.list(|reader| Ok((reader.text()?, reader.text()?)))?,
             };
             Ok(Request::Spawn { job, order })
         }
         2 => Ok(Request::Kill { job, signal: reader.i32()? }),
+        5 => Ok(Request::Renew { job, until: Monotonic(reader.u64()?) }),
         _ => Err(malformed()),
     }
 }
@@ -261,6 +274,7 @@ pub(super) fn event(frame: &[u8]) -> io::Result<Event> {
             memory_max: reader.u64()?,
             strays: reader.u32()?,
             out_of_memory: reader.u32()? != 0,
+            lapsed: reader.u32()? != 0,
             held: Held { cgroup: Kept::read(reader.u32()?)?, landlock: Kept::read(reader.u32()?)? },
         },
         4 => Ending::Failed { step: Step::from_number(reader.i32()?), errno: reader.i32()? },
@@ -284,8 +298,10 @@ mod tests {
             attempt: "north-1.7",
             room: Some(super::super::Room { number: 3, directory: std::path::Path::new("/j/3") }),
             memory: Some(1 << 30),
+            lease: Some(Monotonic(5)),
         };
-        let bytes = [spawn(JobNumber(9), 2, &program), kill(JobNumber(9), 15)].concat();
+        let renewed = renew(JobNumber(9), Monotonic(6));
+        let bytes = [spawn(JobNumber(9), 2, &program), kill(JobNumber(9), 15), renewed].concat();
         let (first, used) = split(&bytes).expect("a whole frame");
         let order = Order {
             descriptors: 2,
@@ -293,16 +309,20 @@ mod tests {
             cwd: b"/".to_vec(),
             room: Some((3, b"/j/3".to_vec())),
             memory: Some(1 << 30),
+            lease: Some(Monotonic(5)),
             argv: vec![b"sh".to_vec(), vec![]],
             env: vec![(b"A".to_vec(), b"b".to_vec())],
         };
         let expected = Request::Spawn { job: JobNumber(9), order };
         assert_eq!(request(first).expect("a request"), expected);
-        let (second, _) = split(&bytes[used..]).expect("a whole frame");
+        let (second, length) = split(&bytes[used..]).expect("a whole frame");
         assert_eq!(
             request(second).expect("a request"),
             Request::Kill { job: JobNumber(9), signal: 15 }
         );
+        let (third, _) = split(&bytes[used + length..]).expect("a whole frame");
+        let expected = Request::Renew { job: JobNumber(9), until: Monotonic(6) };
+        assert_eq!(request(third).expect("a request"), expected);
         for cut in 0..used {
             assert!(split(&bytes[..cut]).is_none(), "no frame in {cut} bytes");
         }
@@ -313,6 +333,7 @@ mod tests {
                 memory_max: 2,
                 strays: 3,
                 out_of_memory: true,
+                lapsed: true,
                 held: Held { cgroup: Kept::Refused, landlock: Kept::Yes },
             },
             Ending::Failed { step: Step::Directory, errno: 2 },

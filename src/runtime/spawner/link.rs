@@ -17,8 +17,9 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::clone::Step;
 use super::frame::{self, Ending, Held, JobNumber};
-use super::{Program, raw};
+use super::{Mark, Program, raw};
 use crate::proto::isolation::Isolation;
+use crate::proto::time::Monotonic;
 use crate::runtime::isolation;
 
 /// Bytes read from the socket at a time.
@@ -45,6 +46,8 @@ struct Shared {
     socket: UnixStream,
     pid: Pid,
     isolation: Isolation,
+    /// Open as long as this process lives, for those who look for it.
+    _mark: Mark,
     state: Mutex<State>,
     backlog: Notify,
 }
@@ -67,10 +70,11 @@ struct Unsent {
 
 impl Link {
     /// Takes over the socket; needs a tokio runtime.
-    pub(super) fn new(socket: UnixStream, pid: Pid, isolation: Isolation) -> Self {
+    pub(super) fn new(socket: UnixStream, pid: Pid, isolation: Isolation, mark: Mark) -> Self {
         let (report, died) = watch::channel(false);
         let state = Mutex::new(State::default());
-        let shared = Arc::new(Shared { socket, pid, isolation, state, backlog: Notify::new() });
+        let (backlog, _mark) = (Notify::new(), mark);
+        let shared = Arc::new(Shared { socket, pid, isolation, _mark, state, backlog });
         tokio::spawn(Arc::clone(&shared).run(report));
         Self { shared, died }
     }
@@ -114,6 +118,14 @@ impl Link {
     /// Sends a signal to all of a job's processes that are known; one that has ended is left alone.
     pub fn kill(&self, job: JobNumber, signal: i32) {
         let bytes = frame::kill(job, signal);
+        let mut state = self.shared.state();
+        self.shared.send(&mut state, Unsent { job, bytes, sent: 0, descriptors: vec![] });
+    }
+
+    /// Lets a job with a lease run until this moment. One whose lease is over is killed all the
+    /// same.
+    pub fn renew(&self, job: JobNumber, until: Monotonic) {
+        let bytes = frame::renew(job, until);
         let mut state = self.shared.state();
         self.shared.send(&mut state, Unsent { job, bytes, sent: 0, descriptors: vec![] });
     }

@@ -80,41 +80,33 @@ pub(super) fn kill(pid: i32, signal: i32) {
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Closes every descriptor from 3 on, except one.
-pub(super) fn close_others(keep: RawFd) {
-    close_but(3, Some(keep));
-}
-
-/// Closes every descriptor from this one on.
-pub(super) fn close_from(first: RawFd) {
-    close_but(first, None);
-}
-
-fn close_but(first: RawFd, keep: Option<RawFd>) {
+/// Closes every descriptor from 3 on, except these.
+pub(super) fn close_others(mut keep: Vec<RawFd>) {
+    keep.retain(|fd| *fd >= 3);
+    keep.sort_unstable();
     let close = |from: RawFd, to: libc::c_uint| {
-        let Ok(from) = libc::c_uint::try_from(from) else { return 0 };
+        let Ok(from) = libc::c_uint::try_from(from) else { return true };
         if from > to {
-            return 0;
+            return true;
         }
         // SAFETY: the spawner and the guard call this right after their fork, when they use no
         // descriptor here but `keep`; the parent's objects that own the others are never touched.
-        unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) }
+        unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) == 0 }
     };
-    let closed = match keep {
-        None => close(first, libc::c_uint::MAX) == 0,
-        Some(keep) => {
-            let below = libc::c_uint::try_from(keep - 1).unwrap_or(0);
-            close(first, below) == 0 && close(keep + 1, libc::c_uint::MAX) == 0
-        }
-    };
-    if closed {
+    let mut from = 3;
+    let mut closed = true;
+    for fd in &keep {
+        closed &= close(from, libc::c_uint::try_from(*fd - 1).unwrap_or(0));
+        from = *fd + 1;
+    }
+    if closed && close(from, libc::c_uint::MAX) {
         return;
     }
     // A kernel older than 5.9.
     let listed = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let open: Vec<RawFd> =
         listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    for fd in open.into_iter().filter(|fd| *fd >= first && Some(*fd) != keep) {
+    for fd in open.into_iter().filter(|fd| *fd >= 3 && !keep.contains(fd)) {
         // SAFETY: as above.
         unsafe { libc::close(fd) };
     }

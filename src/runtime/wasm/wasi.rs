@@ -1,4 +1,5 @@
-//! What a module sees of the world: arguments, variables, streams, one directory.
+//! What a module sees of the world: arguments, variables, streams, its directory, and one for its
+//! state.
 //!
 //! Most of it is wasmtime-wasi. Here is how it is set up, where output goes, and the one call that
 //! is answered otherwise: a module that sleeps does not hold up its thread, so that it can be
@@ -26,6 +27,9 @@ use wiggle::GuestMemory;
 use crate::proto::limits;
 use crate::runtime::process::output::Output;
 use crate::runtime::wasm::instance::State;
+
+/// Where a module leaves its state.
+pub const CHECKPOINT: &str = "/checkpoint";
 
 const MODULE: &str = "wasi_snapshot_preview1";
 /// `errno`: done.
@@ -57,6 +61,8 @@ pub struct World {
     pub stderr: Arc<Output>,
     /// The directory that is `.`, to be read and written.
     pub directory: PathBuf,
+    /// The directory that is [`CHECKPOINT`], to be read and written.
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// Sets up what a module sees.
@@ -64,7 +70,7 @@ pub struct World {
 /// # Errors
 /// In words: the directory cannot be opened.
 pub fn context(world: World) -> Result<WasiP1Ctx, String> {
-    let World { args, env, stdin, stdout, stderr, directory } = world;
+    let World { args, env, stdin, stdout, stderr, directory, checkpoint } = world;
     let mut builder = WasiCtxBuilder::new();
     builder.args(&args).envs(&env);
     builder.stdout(Sink(stdout)).stderr(Sink(stderr)).allow_blocking_current_thread(true);
@@ -78,8 +84,11 @@ pub fn context(world: World) -> Result<WasiP1Ctx, String> {
             builder.stdin(AsyncStdinStream::new(tokio::fs::File::from_std(file)));
         }
     }
-    let opened = builder.preopened_dir(&directory, ".", FsPerms::ReadWrite);
-    opened.map_err(|error| format!("cannot open {}: {error:#}", directory.display()))?;
+    let own = std::iter::once((directory, "."));
+    for (path, name) in own.chain(checkpoint.map(|path| (path, CHECKPOINT))) {
+        let opened = builder.preopened_dir(&path, name, FsPerms::ReadWrite);
+        opened.map_err(|error| format!("cannot open {}: {error:#}", path.display()))?;
+    }
     let mut wasi = builder.build_p1();
     wasi.ctx().table.set_max_capacity(limits::WASM_HANDLES_MAX);
     Ok(wasi)

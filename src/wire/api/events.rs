@@ -17,12 +17,14 @@ pub const EXECUTOR_JOINED: &str = "executor-joined";
 pub const EXECUTOR_LEFT: &str = "executor-left";
 
 /// All words that may stand under `event`: the kinds of facts, and the two of executors.
-pub const EVENT_WORDS: [&str; 14] = [
+pub const EVENT_WORDS: [&str; 16] = [
     "joined",
     "submitted",
     "deployed",
     "lost",
     "revoked",
+    "regained",
+    "checkpointed",
     "reported",
     "accepted",
     "cancelled",
@@ -119,6 +121,14 @@ impl EventLine {
                 line.attempt = Some(body.attempt.clone());
                 line.executor = Some(body.executor.clone());
                 line.reason = Some(body.reason.clone());
+            }
+            Body::Regained(body) => {
+                line.attempt = Some(body.attempt.clone());
+                line.executor = Some(body.executor.clone());
+            }
+            Body::Checkpointed(body) => {
+                line.attempt = Some(body.attempt.clone());
+                line.executor = Some(body.executor.clone());
             }
             Body::Reported(body) => {
                 line.attempt = Some(body.attempt.clone());

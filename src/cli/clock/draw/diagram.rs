@@ -234,6 +234,8 @@ impl Builder<'_> {
             Body::Deployed(body) => (format!("deployed on {}", body.executor), Tone::Work),
             Body::Lost(body) => because("lost", &body.reason),
             Body::Revoked(body) => because("revoked", &body.reason),
+            Body::Regained(body) => (format!("regained on {}", body.executor), Tone::Work),
+            Body::Checkpointed(body) => (format!("checkpoint {}", body.number), Tone::Work),
             Body::Reported(body) => self.reported(fact, body),
             Body::Accepted(body) => {
                 let what = if body.success { "accepted" } else { "accepted the failure" };

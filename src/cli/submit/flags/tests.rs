@@ -45,6 +45,38 @@ fn flags_become_a_spec() {
 }
 
 #[test]
+fn a_job_that_may_not_overlap_becomes_a_spec() {
+    let (cli, _) = parsed(&[
+        "--overlap",
+        "forbid",
+        "--home",
+        "north-1f2e3d4c",
+        "--on-conflict",
+        "oldest-attempt",
+        "--max-lost",
+        "5",
+        "--key",
+        "k",
+        "--",
+        "x",
+    ]);
+    let text = cli.job.base().expect("a spec").to_json();
+    let expected = r#"{"command":["x"],"max_lost":5,"on_conflict":"oldest-attempt","overlap":"forbid","home":"north-1f2e3d4c","key":"k"}"#;
+    assert_eq!(text, expected);
+    let defaults =
+        ["--overlap", "allow", "--on-conflict", "newest-attempt", "--max-lost", "3", "--", "x"];
+    let text = parsed(&defaults).0.job.base().expect("a spec").to_json();
+    assert_eq!(text, r#"{"command":["x"]}"#, "what is default is left out");
+    let failure = wrong(&["--overlap", "forbid", "--key", "k", "--", "x"]);
+    assert_eq!(failure.exit.status(), 64);
+    assert!(failure.what.contains("--home: else each half"), "{}", failure.what);
+    assert!(failure.hint.is_some_and(|hint| hint.contains("ucp-broker status")));
+    for (flag, value) in [("--overlap", "no"), ("--home", "a b"), ("--on-conflict", "newest")] {
+        assert!(Cli::command().try_get_matches_from(["ucp-submit", flag, value]).is_err());
+    }
+}
+
+#[test]
 fn files_and_any_bytes_become_a_spec() {
     let (cli, _) = parsed(&["--wasm", "d/a.wat", "--out", "./b//*.csv", "--", "x"]);
     let text = cli.job.base().expect("a spec").to_json();

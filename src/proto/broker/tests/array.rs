@@ -32,6 +32,7 @@ fn result(start: &StartOrder, exit: i32) -> ExecutorMessage {
         result,
         clock: start.clock.clone(),
         took_us: Some(SHORT_US),
+        carried: vec![],
     }))
 }
 
@@ -99,7 +100,7 @@ fn told(outputs: &[Output]) -> Vec<u64> {
 
 fn acknowledged(outputs: &[Output]) -> Vec<String> {
     let each = |output: &Output| match output {
-        Output::Send { message: BrokerMessage::Acknowledged { attempt, elements }, .. } => {
+        Output::Send { message: BrokerMessage::Acknowledged { attempt, elements, .. }, .. } => {
             Some(format!("{attempt} {}", elements.clone().unwrap_or_default()))
         }
         _ => None,
@@ -253,8 +254,11 @@ fn what_does_not_begin_at_a_slow_executor_goes_to_one_that_is_free() {
 
     let at = bench.durable.len();
     let unbegun = attempts(&orders).into_iter().skip(2);
-    let unbegun =
-        unbegun.map(|start| ExecutorMessage::Stopped { attempt: start.attempt, unbegun: true });
+    let unbegun = unbegun.map(|start| ExecutorMessage::Stopped {
+        attempt: start.attempt,
+        unbegun: true,
+        reason: None,
+    });
     let outputs = say(&mut bench, 1, unbegun.collect());
     assert_eq!(facts(&bench, at), ["revoked 1 3-50", "deployed 1 3-4"]);
     let moved: Vec<_> = outputs
@@ -307,7 +311,11 @@ fn one_element_is_cancelled_and_begun_again() {
         &mut bench,
         1,
         vec![
-            ExecutorMessage::Stopped { attempt: running[0].attempt.clone(), unbegun: false },
+            ExecutorMessage::Stopped {
+                attempt: running[0].attempt.clone(),
+                unbegun: false,
+                reason: None,
+            },
             result(&running[1], 0),
         ],
     );

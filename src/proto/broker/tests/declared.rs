@@ -47,7 +47,8 @@ fn one_that_comes_back_is_told_to_stop_what_counts_no_more() {
     assert_eq!(starts(&outputs).len(), 1, "another takes the job");
     let mut again = hello(1, 1, vec![gone.clone()]);
     again.attempts = vec![gone.clone()];
-    let outputs = bench.input(Input::SessionOpened { session: SessionId(9), hello: again });
+    let outputs =
+        bench.input(Input::SessionOpened { session: SessionId(9), hello: again, local: true });
     let stopped = outputs.iter().any(|output| {
         matches!(output, Output::Send { message: BrokerMessage::Stop { attempt, .. }, .. }
             if *attempt == gone)

@@ -42,7 +42,7 @@ fn told(outputs: &[ExecutorOutput]) -> Vec<AttemptId> {
 /// Attempts that are handed back, and whether they had not begun.
 fn handed_back(outputs: &[ExecutorOutput]) -> Vec<(AttemptId, bool)> {
     let back = |output: &ExecutorOutput| match output {
-        ExecutorOutput::Send(ExecutorMessage::Stopped { attempt, unbegun }) => {
+        ExecutorOutput::Send(ExecutorMessage::Stopped { attempt, unbegun, .. }) => {
             Some((attempt.clone(), *unbegun))
         }
         _ => None,
@@ -143,9 +143,12 @@ fn elements_are_acknowledged_by_ranges_and_the_others_are_sent_again() {
     }
     // It may name more than there are, and must not cost what it names.
     let most = Ranges::run(3, limits::COUNTER_MAX);
-    let acknowledged =
-        |elements| BrokerMessage::Acknowledged { attempt: attempt(1), elements: Some(elements) };
-    assert!(hear(&mut executor, at(1), acknowledged(most)).is_empty());
+    let acknowledged = |elements| BrokerMessage::Acknowledged {
+        attempt: attempt(1),
+        elements: Some(elements),
+        keep: false,
+    };
+    assert_eq!(words(&hear(&mut executor, at(1), acknowledged(most))), ["forget", "forget"]);
     let outputs = give(&mut executor, at(2), ExecutorInput::Disconnected);
     assert_eq!(words(&outputs), ["spool", "spool"]);
     let outputs = register(&mut executor, at(3));
@@ -153,7 +156,7 @@ fn elements_are_acknowledged_by_ranges_and_the_others_are_sent_again() {
     assert_eq!(hello.attempts, [element(1, 1), element(1, 2)]);
     assert_eq!(told(&outputs), [element(1, 1), element(1, 2)]);
     let outputs = hear(&mut executor, at(4), acknowledged(Ranges::run(1, 2)));
-    assert_eq!(words(&outputs), ["unspool", "unspool"]);
+    assert_eq!(words(&outputs), ["unspool", "forget", "unspool", "forget"]);
     assert!(executor.is_idle());
 }
 

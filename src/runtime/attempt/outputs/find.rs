@@ -284,7 +284,11 @@ impl Finder<'_> {
 }
 
 /// Opens a path beneath a directory; links that lead out of it give `XDEV`.
-pub(super) fn open_beneath(root: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(in crate::runtime::attempt) fn open_beneath(
+    root: &OwnedFd,
+    path: &str,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..TRIES_MAX {
