@@ -251,6 +251,14 @@ where
             end = write(&link, &mut writer) => end,
         },
     };
+    // One that has ended reads no more, and its last words may still be unread here.
+    let end = match end {
+        SessionEnd::Io(error) => {
+            let last = read(&hub, session, &link, &mut incoming);
+            timeout(limits::CLOSE_WITHIN, last).await.unwrap_or(SessionEnd::Io(error))
+        }
+        end => end,
+    };
     hub.sessions.remove(session);
     let process_gone = match end {
         // The executor is there still, or has nothing to do with it.
