@@ -22,7 +22,7 @@ use ucp::proto::isolation::{Isolation, Mechanism};
 use ucp::proto::text::Text;
 use ucp::proto::time::Monotonic;
 use ucp::runtime::entropy;
-use ucp::runtime::isolation::{Level, Plan};
+use ucp::runtime::isolation::{Level, Owner, Plan};
 use ucp::runtime::spawner::{self, Ending, Link, Program, Room, Started, Step};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -51,7 +51,8 @@ fn main() {
     }
     let allowed = vec![place.path().join("allowed")];
     let name = format!("spawner-test-{}", std::process::id());
-    let plan = Plan::make(Level::Full, allowed, Some(&name));
+    let owner = Owner { executor: &name, life: 0 };
+    let plan = Plan::make(Level::Full, allowed, Some(owner));
     let bare = spawner::fork(&Plan::none()).expect("the only thread");
     let full = spawner::fork(&plan).expect("the only thread");
     let isolation = plan.isolation().clone();

@@ -44,7 +44,7 @@ use crate::runtime::attempt::checkpoint::{Checkpoint, Checkpoints};
 use crate::runtime::endpoint::{Address, EndpointError};
 use crate::runtime::entropy;
 use crate::runtime::isolation::leftovers::{self, Leftovers};
-use crate::runtime::isolation::{Level, Plan};
+use crate::runtime::isolation::{Level, Owner, Plan};
 use crate::runtime::measure::Meter;
 use crate::runtime::process::{Job, SpawnerGone};
 use crate::runtime::ready::Supervisor;
@@ -204,7 +204,8 @@ pub fn open(settings: &Settings) -> Result<Opened, ExecutorError> {
     if left > 0 {
         tracing::error!("{left} processes that an earlier life left behind cannot be killed");
     }
-    let plan = Plan::make(settings.isolation, settings.allow_write.clone(), Some(executor));
+    let owner = Owner { executor, life: kept.life };
+    let plan = Plan::make(settings.isolation, settings.allow_write.clone(), Some(owner));
     if let Err(error) = leftovers::record(&settings.data, &plan) {
         tracing::warn!("a next life will not know the cgroup of this one: {error}");
     }
@@ -303,7 +304,7 @@ impl<'a> Shell<'a> {
         let boot = boot.map_err(|source| ExecutorError::System { what, source })?;
         let config = ExecutorConfig {
             executor: kept.executor.clone(),
-            incarnation: Incarnation { boot, life: entropy::seed() & limits::COUNTER_MAX },
+            incarnation: Incarnation { boot, life: kept.life },
             pid: std::process::id(),
             capability: Capability {
                 slots: descriptors::affordable(settings.capability.slots),

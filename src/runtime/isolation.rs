@@ -6,6 +6,7 @@
 //! machine offers; `none` leaves process groups, closed descriptors and the killing of trees.
 //! Law: each mechanism is said to be enforced, absent, refused or off (tests/exec/isolation.rs).
 
+use std::fmt;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -31,12 +32,28 @@ pub enum Level {
     None,
 }
 
+/// Whose jobs they are: an executor in one life of it. Written as `ID.LIFE`, which stands in each
+/// job's environment, so that what it left is found and another life's jobs are spared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner<'a> {
+    /// The executor's id.
+    pub executor: &'a str,
+    /// The random number of its process ([`crate::proto::id::Incarnation`]).
+    pub life: u64,
+}
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.executor, self.life)
+    }
+}
+
 /// What is put on each job.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub(crate) level: Level,
-    /// The executor, which every job's environment names.
-    pub(crate) executor: Option<String>,
+    /// The executor in this life of it, as every job's environment names it.
+    pub(crate) owner: Option<String>,
     /// Directories beside its own that a job may write to.
     pub(crate) writable: Vec<PathBuf>,
     pub(crate) landlock: bool,
@@ -51,11 +68,10 @@ impl Plan {
         Self::make(Level::None, vec![], None)
     }
 
-    /// Tries out what the machine offers. With an executor's id its jobs get a cgroup, where it may
-    /// be made; what an earlier life left must be gone (leftovers.rs).
+    /// Tries out what the machine offers. With an owner its jobs get a cgroup, where it may be
+    /// made; what an earlier life left must be gone (leftovers.rs).
     #[must_use]
-    pub fn make(level: Level, writable: Vec<PathBuf>, executor: Option<&str>) -> Self {
-        let executor = executor.map(str::to_owned);
+    pub fn make(level: Level, writable: Vec<PathBuf>, owner: Option<Owner<'_>>) -> Self {
         let mut isolation = Isolation::default();
         for mechanism in [Mechanism::ProcessGroup, Mechanism::Descriptors] {
             isolation.set(mechanism, Enforcement::Enforced);
@@ -72,8 +88,8 @@ impl Plan {
         };
         isolation.set(Mechanism::LandlockFiles, files);
         isolation.set(Mechanism::LandlockSignals, signals);
-        let found = match (level, &executor) {
-            (Level::Full, Some(executor)) => probe_cgroup(cgroup::make(executor)),
+        let found = match (level, &owner) {
+            (Level::Full, Some(owner)) => probe_cgroup(cgroup::make(owner.executor)),
             _ => Found::all(Enforcement::Off),
         };
         isolation.set(Mechanism::CgroupKill, found.kill);
@@ -81,7 +97,8 @@ impl Plan {
         isolation.set(Mechanism::CgroupProcesses, found.processes);
         let landlock =
             level == Level::Full && files != Enforcement::Refused && landlock::version() > 0;
-        Self { level, executor, writable, landlock, tree: found.tree, isolation }
+        let owner = owner.map(|owner| owner.to_string());
+        Self { level, owner, writable, landlock, tree: found.tree, isolation }
     }
 
     /// What is in force for a job that has a room.

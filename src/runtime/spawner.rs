@@ -46,7 +46,8 @@ pub(crate) use tree::{environment, parent_of};
 
 /// The environment variable by which a job's processes are found again.
 pub const ATTEMPT_VARIABLE: &str = "UCP_JOB_ATTEMPT";
-/// The environment variable by which a later life of the executor finds its jobs' processes.
+/// The environment variable by which an executor's processes are found when it has ended; its value
+/// names the executor and its life.
 pub const EXECUTOR_VARIABLE: &str = "UCP_JOB_EXECUTOR";
 
 /// Why there is no spawner.

@@ -51,7 +51,13 @@ fn pid_of(executor: &Daemon) -> i32 {
 fn submit_daemons(env: &TestEnv, arguments: &[&str]) -> String {
     let job = submit(env, arguments, &format!("{DAEMONS} {}", held(env, "echo done")));
     wait_for_lines(env, "up", 1);
-    wait_until("the daemons run", || (marked(&mark(env)).len() >= 3).then_some(()));
+    wait_until("both daemons run, no forked shell in their stead", || {
+        let is_daemon = |pid: &&i32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command == b"sleep\x001000\x00"
+        };
+        (marked(&mark(env)).iter().filter(is_daemon).count() == 2).then_some(())
+    });
     job
 }
 

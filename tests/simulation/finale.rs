@@ -152,7 +152,8 @@ impl World {
                     let stands = of_other.any(|(task, book)| {
                         book.state() == JobState::Parked || stuck.contains(task)
                     });
-                    stands || held.of_job(*other).next().is_none()
+                    // Of one that a restored disk forgot a result may have come.
+                    stands || !held.is_submitted(*other)
                 });
                 if held_up || held.is_foreign(book) || !is_possible(spec, &self.capabilities) {
                     stuck.insert(**task);

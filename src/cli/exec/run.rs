@@ -30,7 +30,7 @@ use crate::proto::limits;
 use crate::proto::result::{JobResult, Stream};
 use crate::proto::view::{Ended, JobState};
 use crate::runtime::alone::{self, AloneError, Finished};
-use crate::runtime::isolation::Plan;
+use crate::runtime::isolation::{Owner, Plan};
 use crate::runtime::measure::Meter;
 use crate::runtime::rooms;
 use crate::runtime::{entropy, spawner};
@@ -92,7 +92,8 @@ pub(super) fn run(flags: Run, reporter: &Reporter) -> Result<Exit, Failure> {
     }
     let place = Temporary::make()?;
     let name = format!("run-{:08x}", entropy::seed() & u64::from(u32::MAX));
-    let plan = Plan::make(level.into(), writable, Some(&name));
+    let owner = Owner { executor: &name, life: 0 };
+    let plan = Plan::make(level.into(), writable, Some(owner));
     let spawner = spawner::fork(&plan).map_err(|error| Failure::new(Exit::Bug, chain(&error)))?;
     let finished = alone::run(spec, &plan, spawner, &place.0).map_err(|error| match &error {
         AloneError::Dir(error) => error.into(),

@@ -10,6 +10,7 @@ use super::{ExecutorError, Settings, blobs, identity};
 use crate::proto::id::ExecutorId;
 use crate::proto::limits;
 use crate::proto::message::ResultMessage;
+use crate::runtime::entropy;
 use crate::runtime::rooms::remove_tree;
 use crate::runtime::rundir::{self, PRIVATE_MODE};
 use crate::runtime::spool::Spool;
@@ -20,6 +21,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// What was read from the data directory, which is locked as long as this lives.
 pub(super) struct Kept {
     pub executor: ExecutorId,
+    /// The number of this process's incarnation.
+    pub life: u64,
     pub spool: Spool,
     pub results: Vec<ResultMessage>,
     /// The data directory by its full path.
@@ -53,7 +56,8 @@ impl Kept {
             tracing::info!("{} results of an earlier life are to be sent", results.len());
         }
         blobs::tidy(&data.join("output"), &results);
-        Ok(Self { executor, spool, results, data: data.clone(), lock, sole })
+        let life = entropy::seed() & limits::COUNTER_MAX;
+        Ok(Self { executor, life, spool, results, data: data.clone(), lock, sole })
     }
 }
 

@@ -12,18 +12,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::proto::limits;
-use crate::proto::time::Monotonic;
 use crate::runtime::spawner::{EXECUTOR_VARIABLE, environment, parent_of, send_kill};
 
-use super::{Plan, cgroup};
+use super::{Owner, Plan, cgroup};
 
 /// The file in the data directory that holds the path of the cgroup.
 const RECORD: &str = "cgroup";
 /// Between two looks at processes that were killed.
 const PAUSE: Duration = Duration::from_millis(5);
-
-/// Microseconds of a tick of the times in `/proc/PID/stat`: USER_HZ is 100 for every program.
-const TICK_US: u64 = 10_000;
 
 /// What was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,7 +40,7 @@ pub fn kill(data: &Path, executor: &str) -> Leftovers {
     let mut killed: Vec<i32> = vec![];
     let rounds = limits::LEFTOVERS_KILLED_WITHIN.as_millis() / PAUSE.as_millis();
     for _ in 0..rounds {
-        let mut found = named(executor);
+        let mut found = named(|owner| is_of(owner, executor));
         found.retain(|pid| !spared.contains(pid));
         if found.is_empty() {
             return Leftovers { killed: killed.len() + in_cgroup, proven, left: 0 };
@@ -57,19 +53,20 @@ pub fn kill(data: &Path, executor: &str) -> Leftovers {
         }
         pause();
     }
-    let left = named(executor).iter().filter(|pid| !spared.contains(pid)).count();
+    let left = named(|owner| is_of(owner, executor));
+    let left = left.iter().filter(|pid| !spared.contains(pid)).count();
     Leftovers { killed: killed.len() + in_cgroup, proven: false, left }
 }
 
-/// Kills what an executor left that has ended, as far as `/proc` shows it, until twice in a row
-/// nothing is found or the time is over. Spares what began later: a next life of it may run by now.
-/// Returns how many it killed. Waits.
-pub fn kill_begun_before(executor: &str, ended: Monotonic, within: Duration) -> usize {
-    let spared = lineage();
+/// Kills what one life of an executor left that has ended, as far as `/proc` shows it, until twice
+/// in a row nothing is found or the time is over; what a next life runs by now is spared. Returns
+/// how many it killed. Waits.
+pub fn kill_of(owner: Owner<'_>, within: Duration) -> usize {
+    let (spared, owner) = (lineage(), owner.to_string());
     let (mut killed, mut vain) = (0, 0);
     for _ in 0..within.as_millis() / PAUSE.as_millis() {
-        let mut found = named(executor);
-        found.retain(|pid| !spared.contains(pid) && began_before(*pid, ended));
+        let mut found = named(|named| named == owner.as_bytes());
+        found.retain(|pid| !spared.contains(pid));
         found.iter().for_each(|pid| send_kill(*pid));
         killed += found.len();
         vain = if found.is_empty() { vain + 1 } else { 0 };
@@ -79,18 +76,6 @@ pub fn kill_begun_before(executor: &str, ended: Monotonic, within: Duration) -> 
         pause();
     }
     killed
-}
-
-/// Whether a process began before a moment; false where that is not certain.
-fn began_before(pid: i32, moment: Monotonic) -> bool {
-    let began = || -> Option<u64> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in parentheses may hold anything; the start is the 20th field behind it.
-        let ticks: u64 = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
-        // The kernel cuts it to whole ticks.
-        ticks.checked_add(1)?.checked_mul(TICK_US)
-    };
-    began().is_some_and(|began| began <= moment.0)
 }
 
 fn pause() {
@@ -128,11 +113,16 @@ fn kill_cgroup(data: &Path, executor: &str) -> (usize, bool) {
     (count, cgroup::remove(&path))
 }
 
-/// The processes whose environment names the executor.
-fn named(executor: &str) -> Vec<i32> {
+/// Whether an owner is the executor, in any life of it.
+fn is_of(owner: &[u8], executor: &str) -> bool {
+    owner.strip_prefix(executor.as_bytes()).is_some_and(|rest| rest.starts_with(b"."))
+}
+
+/// The processes whose environment names an owner that is wanted.
+fn named(is_wanted: impl Fn(&[u8]) -> bool) -> Vec<i32> {
     let listed = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = listed.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| environment(*pid, EXECUTOR_VARIABLE).as_deref() == Some(executor.as_bytes()))
+    pids.filter(|pid| environment(*pid, EXECUTOR_VARIABLE).is_some_and(|owner| is_wanted(&owner)))
         .collect()
 }
 

@@ -9,9 +9,9 @@
 //!   that cleared its environment and left its group, session and parent.
 //!
 //! Where all of them were killed before they could say so, `/proc` is looked through for the
-//! executor's id in environments, and what is found is killed, until none is found twice in a row.
-//! That is no proof: a process with a cleared environment is not found, and then the `lost` facts
-//! say so. Only what began before the executor ended is killed, as a next life of it may run by
+//! executor's id and life in environments, and what is found is killed, until none is found twice
+//! in a row. That is no proof: a process with a cleared environment is not found, and then the
+//! `lost` facts say so. Only what this life of the executor began is killed: its next may run by
 //! now. What cannot be seen from here is not proven either.
 //! Tested in tests/exec/isolation.rs: processes have to end for it.
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, `cgroup.kill`, `cgroup.events`.
@@ -27,7 +27,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use crate::proto::limits;
 use crate::proto::message::Hello;
 use crate::runtime::entropy;
-use crate::runtime::isolation::{cgroup, leftovers};
+use crate::runtime::isolation::{Owner, cgroup, leftovers};
 use crate::runtime::spawner::Witness;
 
 /// Between two looks.
@@ -40,8 +40,8 @@ pub(super) struct Tree {
     cgroup: Option<PathBuf>,
     /// By which its processes say that none is left.
     witness: Option<Witness>,
-    /// Its name, where it is on this host.
-    executor: Option<String>,
+    /// Its name and its life, where it is on this host.
+    executor: Option<(String, u64)>,
 }
 
 impl Tree {
@@ -54,7 +54,7 @@ impl Tree {
         Self {
             cgroup: path.filter(|path| is_of(path, hello).unwrap_or(false)),
             witness: process.and_then(Witness::of),
-            executor: process.map(|_| hello.executor.to_string()),
+            executor: process.map(|_| (hello.executor.to_string(), hello.incarnation.life)),
         }
     }
 
@@ -63,7 +63,6 @@ impl Tree {
         if self.cgroup.is_none() && self.executor.is_none() {
             return false;
         }
-        let ended = entropy::now().mono;
         let gone = async {
             // The executor's guard ends the cgroup as well; who comes first is all the same.
             while !self.is_gone() {
@@ -74,10 +73,10 @@ impl Tree {
             return true;
         }
         let within = limits::LEFTOVERS_KILLED_WITHIN;
-        if let Some(executor) = self.executor.clone() {
+        if let Some((executor, life)) = self.executor.clone() {
             // On a thread that may wait; nobody waits for it, as it proves nothing.
             tokio::task::spawn_blocking(move || {
-                let killed = leftovers::kill_begun_before(&executor, ended, within);
+                let killed = leftovers::kill_of(Owner { executor: &executor, life }, within);
                 if killed > 0 {
                     tracing::warn!("killed {killed} processes that {executor} left behind");
                 }

@@ -135,7 +135,7 @@ impl Spawner {
             signals: SignalFd::with_flags(&mask, flags)?,
             parent,
             children: Children::of_this_thread(),
-            starter: Starter::new(rooms.executor()),
+            starter: Starter::new(rooms.owner()),
             rooms,
             leases: Leases::new()?,
             inbox: vec![],

@@ -157,9 +157,9 @@ impl Rooms {
         }
     }
 
-    /// The executor whose jobs these are.
-    pub(super) fn executor(&self) -> Option<&str> {
-        self.plan.executor.as_deref()
+    /// The executor whose jobs these are, in this life of it.
+    pub(super) fn owner(&self) -> Option<&str> {
+        self.plan.owner.as_deref()
     }
 }
 

@@ -41,18 +41,18 @@ pub(super) struct Starter {
     stack: Stack,
     found: HashMap<Wanted, (Monotonic, PathBuf)>,
     basic: Vec<(Vec<u8>, Vec<u8>)>,
-    executor: Option<(Vec<u8>, Vec<u8>)>,
+    owner: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Starter {
     /// Reads the basic environment of this process.
-    pub(super) fn new(executor: Option<&str>) -> Self {
+    pub(super) fn new(owner: Option<&str>) -> Self {
         let held =
             |name: &&str| Some((name.as_bytes().to_vec(), std::env::var_os(name)?.into_vec()));
         let basic = BASIC_VARIABLES.iter().filter_map(held).collect();
         let named = |id: &str| (EXECUTOR_VARIABLE.as_bytes().to_vec(), id.as_bytes().to_vec());
         let found = HashMap::new();
-        Self { stack: Stack::new(), found, basic, executor: executor.map(named) }
+        Self { stack: Stack::new(), found, basic, owner: owner.map(named) }
     }
 
     /// Starts a program with stdout, stderr and perhaps stdin; `/dev/null` is the default.
@@ -67,7 +67,7 @@ impl Starter {
         let name = argv.first().ok_or(failed(Errno::EINVAL))?;
         let basic = self.basic.iter().filter(|(held, _)| !env.iter().any(|(own, _)| own == held));
         let marked = (ATTEMPT_VARIABLE.as_bytes().to_vec(), attempt.clone());
-        let marks = std::iter::once(&marked).chain(&self.executor);
+        let marks = std::iter::once(&marked).chain(&self.owner);
         let all: Vec<_> = marks.chain(basic).chain(env).collect();
         let path = all.iter().find(|(name, _)| name == b"PATH");
         let path = path.map_or(PATH_DEFAULT, |(_, value)| value);
