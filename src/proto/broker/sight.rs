@@ -116,7 +116,9 @@ impl Broker {
         let now = self.now.mono;
         let Some(seat) = self.fleet.seats.get_mut(executor) else { return };
         if success {
+            // It does not fail everything, so it is not left alone any longer either.
             (seat.succeeded_at, seat.failures, seat.avoided) = (Some(now), 0, 0);
+            seat.failing_until = None;
             return;
         }
         if took.is_none_or(|took| took > limits::FAILS_FAST_WITHIN) {

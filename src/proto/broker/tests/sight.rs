@@ -72,6 +72,11 @@ fn a39_one_of_three_is_lost_in_time_and_so_are_all_on_the_same_host() {
 
 /// Both executors get a job; the first fails whatever it gets.
 fn round(bench: &mut Bench) -> usize {
+    round_with(bench, |executor| executor == 1)
+}
+
+/// Two jobs are run, and fail where it is said; how many went to the first executor.
+fn round_with(bench: &mut Bench, fails: fn(u64) -> bool) -> usize {
     let mut orders = vec![];
     for _ in 0..2 {
         let submission = Submission { index: 0, id: None, spec: Arc::new(spec()) };
@@ -87,7 +92,7 @@ fn round(bench: &mut Bench) -> usize {
             attempt: order.attempt.clone(),
             job: order.job,
             generation: 1,
-            result: JobResult { exit: Some(i32::from(session.0 == 1)), ..JobResult::default() },
+            result: JobResult { exit: Some(i32::from(fails(session.0))), ..JobResult::default() },
             clock: order.clock.clone(),
             took_us: Some(1_000),
             carried: vec![],
@@ -118,6 +123,19 @@ fn an_executor_that_fails_everything_fast_is_left_alone_while_others_do_well() {
     let session = SessionId(2);
     bench.input(Input::SessionClosed { session, process_gone: true, tree_gone: true });
     assert!(round(&mut bench) > 0);
+}
+
+#[test]
+fn an_executor_that_was_left_alone_and_does_well_is_wanted_again_at_once() {
+    let mut bench = Bench::new();
+    join(&mut bench, 1, true);
+    join(&mut bench, 2, true);
+    (0..limits::FAILS_FAST_MIN).for_each(|_| assert_eq!(round(&mut bench), 1));
+    let session = SessionId(2);
+    bench.input(Input::SessionClosed { session, process_gone: true, tree_gone: true });
+    assert!(round_with(&mut bench, |_| false) > 0, "nobody else could do it");
+    join(&mut bench, 3, true);
+    assert_eq!(round(&mut bench), 1);
 }
 
 #[test]
