@@ -13,5 +13,7 @@ mod history;
 mod log;
 #[path = "properties/schedule.rs"]
 mod schedule;
+#[path = "properties/sync.rs"]
+mod sync;
 #[path = "properties/wire.rs"]
 mod wire;

@@ -21,6 +21,7 @@ mod requests;
 mod results;
 mod sessions;
 mod sight;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod why;
@@ -282,6 +283,8 @@ impl Broker {
         self.opened = now.mono;
         match opening {
             Opening::Continue(log) => {
+                // A copy of the data directory may have said so.
+                self.continued.remove(&log);
                 self.log = Some(log);
                 self.hold_all_after_start();
             }
@@ -438,7 +441,7 @@ impl Broker {
     /// Adds a fact to what is known, whoever wrote it.
     fn take(&mut self, fact: &Arc<Fact>) {
         if let Body::Joined(Joined { continues: Some(older), .. }) = &fact.body {
-            self.continued.insert(older.log.clone(), fact.dot.log.clone());
+            self.learn_continued(&older.log, &fact.dot.log);
         }
         let Some(id) = fact.job else { return };
         let arrival = self.arrivals.len() as u64;
@@ -489,6 +492,20 @@ impl Broker {
                 self.cached.push_back((id, fact.dot.clone(), bytes));
                 self.cached_bytes += bytes;
             }
+        }
+    }
+
+    /// A log says that it carries on an older one; of two that say so the greater does.
+    fn learn_continued(&mut self, older: &LogId, log: &LogId) {
+        if Some(older) == self.log.as_ref() {
+            return self.notice(format!(
+                "log {log} says that it continues {older}, which is written here: one of the two \
+                 data directories is a copy"
+            ));
+        }
+        let next = self.continued.entry(older.clone()).or_insert_with(|| log.clone());
+        if *next < *log {
+            *next = log.clone();
         }
     }
 
@@ -555,6 +572,6 @@ impl Broker {
 
     /// Whether outcomes can change no more: with one open log every outcome is settled at once.
     fn is_final(&self) -> bool {
-        self.logs.iter().filter(|(log, _)| !self.continued.contains_key(log)).count() <= 1
+        self.logs.iter().filter(|(log, _)| !self.continued.contains_key(*log)).count() <= 1
     }
 }

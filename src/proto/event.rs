@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::proto::fact::SealedFact;
-use crate::proto::id::{AttemptId, ExecutorId, JobId, LogId, RequestId, SessionId, TaskId};
+use crate::proto::id::{AttemptId, Digest, ExecutorId, JobId, LogId, RequestId, SessionId, TaskId};
 use crate::proto::job::{JobSpec, SpecError};
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, ExecutorMessage, Hello};
+use crate::proto::sync::{Mark, Received, SyncFault};
 use crate::proto::view::{
     AuditView, Ended, ExecutorView, JobRow, JobState, JobSummary, JobView, StatusView, WhyView,
 };
@@ -137,6 +138,15 @@ pub enum Request {
     Executors,
     /// The books.
     Audit,
+    /// How far each log is held.
+    Heads,
+    /// Take facts that other brokers wrote, as far as their chains lead to these marks.
+    Import {
+        /// The facts, in any order.
+        facts: Vec<Received>,
+        /// What the chains of their logs are at some seqs.
+        marks: Vec<Mark>,
+    },
 }
 
 impl Request {
@@ -149,6 +159,7 @@ impl Request {
                 | Self::Cancel { .. }
                 | Self::Rerun { .. }
                 | Self::DeclareLost { .. }
+                | Self::Import { .. }
         )
     }
 }
@@ -267,6 +278,26 @@ pub enum Reply {
     Executors(Vec<ExecutorView>),
     /// The answer to `Audit`.
     Audit(Box<AuditView>),
+    /// The answer to `Heads`; what it speaks of is durable.
+    Heads {
+        /// The log that is written here.
+        log: LogId,
+        /// The ends of all logs, in order of their names.
+        marks: Vec<Mark>,
+        /// One hash over them.
+        digest: Digest,
+    },
+    /// Facts from elsewhere were taken, and are durable.
+    Imported {
+        /// How many.
+        new: u64,
+        /// How many were held before.
+        known: u64,
+        /// What cannot be taken yet, as something before it is missing.
+        left: Vec<Received>,
+        /// Logs of which nothing more is taken.
+        faults: Vec<SyncFault>,
+    },
 }
 
 /// Why a request is not done. Nothing changed.

@@ -75,6 +75,13 @@ impl Logs {
         head.chain
     }
 
+    /// A fact that is proven to be the next of its log is held.
+    pub(super) fn advance(&mut self, sealed: &SealedFact) {
+        let dot = &sealed.fact.dot;
+        assert!(dot.seq == self.head(&dot.log).seq + 1, "only the next fact of a log is taken");
+        self.set(&dot.log, Head { seq: dot.seq, chain: sealed.chain });
+    }
+
     fn set(&mut self, log: &LogId, head: Head) {
         match self.0.get_mut(log) {
             Some(held) => *held = head,

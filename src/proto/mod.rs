@@ -28,6 +28,7 @@ pub mod ranges;
 pub mod result;
 pub mod rng;
 pub mod schedule;
+pub mod sync;
 pub mod text;
 pub mod time;
 pub mod unique;

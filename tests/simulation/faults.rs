@@ -12,6 +12,7 @@ use ucp::proto::rng::Rng;
 use super::cluster::World;
 use super::counters::Sometimes;
 use super::disk::Damage;
+use super::executor_host::ExecutorHost;
 use super::queue::{Draw, Event};
 use super::trace::trace;
 
@@ -140,14 +141,15 @@ impl World {
 
     /// A39: while just the broker's own link is down nobody is lost for it.
     pub fn check_doubt(&mut self, fact: &Fact, executor: &ExecutorId, reason: &str) {
-        let remote = self.executors.iter().filter(|host| !host.local).count();
-        if !self.own_link_only || remote < 2 {
+        let lived = |host: &&ExecutorHost| {
+            !host.local && host.core.is_some() && host.began_at + 20_000_000 < self.now
+        };
+        // Jobs may have taken the others down: of one alone the broker cannot tell.
+        if !self.own_link_only || self.executors.iter().filter(lived).count() < 2 {
             return;
         }
         let host = self.executors.iter().find(|host| host.id == *executor);
-        let lived = host.is_some_and(|host| {
-            !host.local && host.core.is_some() && host.began_at + 20_000_000 < self.now
-        });
+        let lived = host.as_ref().is_some_and(lived);
         let unseen = reason.ends_with("silent") || reason.ends_with("away");
         let dot = &fact.dot;
         self.checks.demand("A39", !(lived && unseen), || {

@@ -8,7 +8,7 @@ use ucp::proto::arbitrate;
 use ucp::proto::broker::{Broker, Opening};
 use ucp::proto::event::{Input, JobRef, Output, Reply, Request};
 use ucp::proto::fact::{Body, Fact, SealedFact};
-use ucp::proto::id::{JobId, RequestId, TaskId};
+use ucp::proto::id::{AttemptId, JobId, RequestId, TaskId};
 use ucp::proto::ranges::Ranges;
 use ucp::proto::rng::Rng;
 use ucp::proto::time::Now;
@@ -40,6 +40,8 @@ enum Business {
     Op(usize),
     /// An executor is busy or keeps a result.
     Executor(usize),
+    /// What an executor was asked to keep has not come back.
+    Owed(AttemptId),
 }
 
 impl World {
@@ -68,6 +70,10 @@ impl World {
             }
             Business::Op(place) => format!("operation {place} of a client: {:?}", self.ops[place]),
             Business::Executor(place) => format!("executor {place} is busy or keeps a result"),
+            Business::Owed(attempt) => {
+                let text = format!("the result of {attempt} was to be kept, and did not come back");
+                return self.checks.fail("courier", text);
+            }
         };
         self.checks.fail("A3", format!("not done long after the last fault: {text}"));
     }
@@ -96,6 +102,10 @@ impl World {
         let busy = self.executors.iter().position(|host| !host.is_idle());
         if let Some(place) = busy {
             return Business::Executor(place);
+        }
+        // Its executor may not have seen yet that the broker is another.
+        if let Some(attempt) = self.checks.owed.missing_in(&self.checks.reported) {
+            return Business::Owed(attempt);
         }
         let stuck = self.stuck_jobs();
         for (task, book) in &self.checks.durable.tasks {
@@ -179,11 +189,6 @@ impl World {
                 self.checks.fail("verbatim", text);
                 return;
             }
-        }
-        // What an executor was asked to keep brought back what a restored disk had lost.
-        if let Some(attempt) = self.checks.owed.missing_in(&self.checks.reported) {
-            let text = format!("the result of {attempt} was to be kept, and did not come back");
-            return self.checks.fail("courier", text);
         }
         self.count_verdicts();
         self.compare_with_second_broker();

@@ -87,6 +87,8 @@ impl Checks {
             Reply::Executors(_)
             | Reply::Refused { .. }
             | Reply::Status(_)
+            | Reply::Heads { .. }
+            | Reply::Imported { .. }
             | Reply::DeclaredLost { .. } => {}
         }
     }

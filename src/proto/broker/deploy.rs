@@ -7,7 +7,7 @@ use super::{Broker, Timer};
 use crate::proto::event::{Output, Reply};
 use crate::proto::fact::{Accepted, Body, Deployed, Reason};
 use crate::proto::fold::{Attempt, JobFacts, Step};
-use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, SessionId, TaskId};
+use crate::proto::id::{AttemptId, Digest, Dot, ExecutorId, JobId, LogId, SessionId, TaskId};
 use crate::proto::job::Overlap;
 use crate::proto::limits;
 use crate::proto::message::{BrokerMessage, StartOrder};
@@ -82,7 +82,12 @@ impl Broker {
 
     pub(super) fn is_ours(&self, id: JobId) -> bool {
         let owner = self.jobs.get(&id).and_then(|job| job.facts.owner());
-        owner.is_some_and(|log| Some(self.carried_on_by(log)) == self.log.as_ref())
+        owner.is_some_and(|log| self.is_own(log))
+    }
+
+    /// Whether a log is the one that is written here, or one that it continues.
+    pub(super) fn is_own(&self, log: &LogId) -> bool {
+        Some(self.carried_on_by(log)) == self.log.as_ref()
     }
 
     /// Whether a result of another broker's job is accepted here: a success that was reported here,

@@ -22,12 +22,14 @@ impl Broker {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::Executors => Reply::Executors(self.executors()),
             Request::Audit => Reply::Audit(Box::new(self.audit())),
+            Request::Heads => self.heads(),
             Request::Submit { .. }
             | Request::Taken { .. }
             | Request::Watch { .. }
             | Request::Cancel { .. }
             | Request::Rerun { .. }
-            | Request::DeclareLost { .. } => unreachable!("handled before"),
+            | Request::DeclareLost { .. }
+            | Request::Import { .. } => unreachable!("handled before"),
         };
         self.reply(request, reply);
         Ok(())

@@ -30,6 +30,10 @@ impl Broker {
             Request::DeclareLost { executor, reason } => {
                 self.declare_lost(request, executor, &reason)
             }
+            Request::Import { facts, marks } => {
+                self.import(request, facts, &marks);
+                Ok(())
+            }
             query => self.answer(request, query),
         };
         if let Err(refusal) = done {

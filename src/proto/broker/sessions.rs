@@ -53,7 +53,9 @@ impl Broker {
         let Some(job) = self.jobs.get(&id) else { return };
         let Some((_, submitted)) = job.facts.submitted() else { return };
         let needs = submitted.spec.needs.clone();
-        let running = running(&job.facts);
+        // What another broker deployed is expected there.
+        let mut running = running(&job.facts);
+        running.retain(|(attempt, _)| self.is_own(&attempt.dot.log));
         self.hold_after_start(id);
         if !running.is_empty() {
             self.keep_looking();
@@ -77,7 +79,9 @@ impl Broker {
         let needs = submitted.spec.needs.clone();
         let now = self.now.mono;
         let until = now.after(self.config.lost_after);
-        for (attempt, executor) in running(&job.facts) {
+        let mut running = running(&job.facts);
+        running.retain(|(attempt, _)| self.is_own(&attempt.dot.log));
+        for (attempt, executor) in running {
             let seats = &mut self.fleet.seats;
             let seat = seats.entry(executor.clone()).or_insert_with(|| Seat::away(now, until));
             if seat.assigned.contains_key(&attempt) {
