@@ -103,6 +103,15 @@ pub fn size(text: &str) -> Result<Size, String> {
     text.parse().map_err(|error: crate::proto::units::UnitError| error.to_string())
 }
 
+/// Reads bytes a second, more than none.
+///
+/// # Errors
+/// The text is no size, or zero.
+pub fn rate(text: &str) -> Result<Size, String> {
+    let size = size(text)?;
+    if size.0 == 0 { Err("must be more than nothing".to_owned()) } else { Ok(size) }
+}
+
 /// Reads `NAME=VALUE`.
 ///
 /// # Errors

@@ -58,6 +58,7 @@ fn ask(question: &Command) -> Result<Exit, Failure> {
         match question {
             Command::Status(flags) => ask::status(flags).await,
             Command::Executors(flags) => ask::executors(flags).await,
+            Command::Peers(flags) => ask::peers(flags).await,
             Command::Audit(flags) => ask::audit(flags).await,
             Command::DeclareLost(flags) => ask::declare_lost(flags).await,
             Command::Facts(flags) => ask::facts(flags).await,

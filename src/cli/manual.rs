@@ -51,7 +51,7 @@ pub fn of(program: &str) -> &'static Manual {
 }
 
 /// The manuals of all programs.
-pub const MANUALS: &[Manual] = &[BROKER, CLOCK, EXEC, SUBMIT];
+pub const MANUALS: &[Manual] = &[BROKER, CLOCK, EXEC, SUBMIT, SYNC];
 
 const WHERE_BROKERS_ARE: &[Row] = &[(
     "UCP_BROKER",
@@ -307,6 +307,49 @@ const SUBMIT: Manual = Manual {
         ),
     ],
     see_also: &[("ucp-broker", 1), ("ucp-clock", 1), ("ucp-exec", 1), ("ucp-facts", 5), ("ucp", 7)],
+};
+
+const SYNC: Manual = Manual {
+    program: "ucp-sync",
+    notes: &[
+        "Brokers that were started with --peer keep in step by themselves; this does the same for \
+         any two of them, from cron, from a loop, or with a file between them that is carried by \
+         hand. Facts are passed on as they were written, with the hashes that prove them: what was \
+         changed on the way is not taken.",
+        "A round compares one hash and, where it differs, how far each broker holds each log; then \
+         each side gets what it lacks, compressed. It may be cut off anywhere and goes on from \
+         there the next time. 'equal' says whether both held the same when it ended.",
+        "An export is JSON Lines: facts, and frames whose first member is type. 'waiting' counts \
+         facts that were not taken, as something before them is missing; they come with the next \
+         import that has it.",
+    ],
+    exit_status: &[
+        ("0", "Done; with diff: both hold the same."),
+        ("1", "With diff: they differ. Else: a log is damaged or forked, and stderr names it."),
+        ("64", "Wrong usage."),
+        ("65", "Some lines of an import, or --since, are not what they should be."),
+        ("66", "The file of --since is not there."),
+        ("69", "A broker cannot be reached."),
+        ("70", "A fault of the program's own."),
+        ("74", "Reading or writing failed, or a connection broke."),
+        ("76", "A broker answered what is not understood."),
+    ],
+    environment: &[WHERE_BROKERS_ARE, PLACES],
+    files: &[RUN_DIRECTORY],
+    examples: &[
+        ("One round with another broker", "ucp-sync once --with http://127.0.0.1:4717"),
+        (
+            "Without any network: there and back with a stick",
+            "ucp-sync export --since @last.json > /media/stick/facts.jsonl\n\
+             ucp-sync import < /media/stick/facts.jsonl\n\
+             ucp-sync vector > last.json",
+        ),
+        (
+            "Whether two brokers hold the same",
+            "ucp-sync diff unix:/run/ucp/broker.sock http://127.0.0.1:4717 && echo equal",
+        ),
+    ],
+    see_also: &[("ucp-broker", 1), ("ucp-facts", 5), ("ucp-api", 5), ("ucp", 7)],
 };
 
 const CLOCK: Manual = Manual {

@@ -10,3 +10,4 @@ pub mod manual;
 pub mod output;
 pub mod report;
 pub mod submit;
+pub mod sync;

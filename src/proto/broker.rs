@@ -334,6 +334,7 @@ impl Broker {
                 self.open_session(session, hello, local);
             }
             Input::HeldElsewhere { vector } => self.release_results(vector),
+            Input::OthersReachable { others } => self.learn_reachable(others),
             Input::Message { session, message } => self.handle_message(session, message),
             Input::SessionClosed { session, process_gone, tree_gone } => {
                 self.close_session(session, process_gone, tree_gone);
@@ -572,6 +573,11 @@ impl Broker {
 
     /// Whether outcomes can change no more: with one open log every outcome is settled at once.
     fn is_final(&self) -> bool {
-        self.logs.iter().filter(|(log, _)| !self.continued.contains_key(*log)).count() <= 1
+        self.open_logs().count() <= 1
+    }
+
+    /// The logs that no other one continues.
+    fn open_logs(&self) -> impl Iterator<Item = &LogId> {
+        self.logs.iter().map(|(log, _)| log).filter(|log| !self.continued.contains_key(*log))
     }
 }

@@ -47,6 +47,11 @@ pub enum Input {
         /// Its version vector.
         vector: BTreeMap<LogId, u64>,
     },
+    /// Whether any other broker can be reached: if none can, executors need not keep results for one.
+    OthersReachable {
+        /// Whether one can.
+        others: bool,
+    },
     /// An executor said something. Live output does not pass through the core.
     Message {
         /// The connection.

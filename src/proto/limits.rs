@@ -441,3 +441,41 @@ const _: () = assert!(
 );
 const _: () = assert!(WASM_STACK_BYTES < WASM_FIBER_BYTES, "a module leaves stack to its host");
 const _: () = assert!(WASM_THREADS_MAX as usize * 2 * WASM_MEMORY_MAX < 1 << 46);
+
+/// Facts that are handed to the core at one time as they come from another broker, unless fewer
+/// make [`SYNC_BATCH_BYTES`]: one transaction of the store, and no long turn of the loop.
+pub const SYNC_BATCH_FACTS: usize = 512;
+/// Bytes of facts that are handed to the core at one time.
+pub const SYNC_BATCH_BYTES: usize = 1 << 20;
+/// Facts of one stream that may wait for what is missing before them; more are left out, and come
+/// with the next round.
+pub const SYNC_WAITING_MAX: usize = 8_192;
+/// Bytes of those facts.
+pub const SYNC_WAITING_BYTES_MAX: usize = 32 << 20;
+/// Marks of one stream that are kept for facts that wait.
+pub const SYNC_MARKS_MAX: usize = 65_536;
+/// Bad lines of one stream that are told in words.
+pub const SYNC_BAD_TOLD_MAX: usize = 10;
+/// How often a broker compares what it holds with each peer, unless a flag says otherwise.
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(60);
+/// The interval is made longer or shorter by up to so many percent, so that brokers which were
+/// started together do not ask together.
+pub const SYNC_JITTER_PERCENT: u64 = 10;
+/// Fresh facts wait so long for others before they are pushed to peers: together with the way
+/// there less than 100 ms.
+pub const SYNC_PUSH_AFTER: Duration = Duration::from_millis(30);
+/// How long a peer that did not answer is left alone at first; each further time twice as long.
+pub const SYNC_RETRY_FIRST: Duration = Duration::from_millis(200);
+/// How long at the most, or the interval where that is shorter: it may be back.
+pub const SYNC_RETRY_MAX: Duration = Duration::from_secs(10);
+/// How long a peer may let us wait for an answer, or for the next piece of one.
+pub const SYNC_IDLE_MAX: Duration = Duration::from_secs(30);
+/// Pieces of a stream between two brokers that are under way through us.
+pub const SYNC_PIECES_QUEUED: usize = 4;
+/// Peers that are kept in step with, and addresses that one of them may have.
+pub const PEERS_MAX: usize = 256;
+/// Addresses that are tried of one that introduces itself.
+pub const PEER_ADDRESSES_MAX: usize = 8;
+
+const _: () = assert!(SYNC_BATCH_FACTS <= FACTS_PER_BATCH_MAX);
+const _: () = assert!(SYNC_WAITING_MAX >= SYNC_BATCH_FACTS);

@@ -340,6 +340,8 @@ pub struct StatusView {
     pub queued: BTreeMap<Precedence, u64>,
     /// How executors were lost and found.
     pub detection: Detection,
+    /// Logs that others write: outcomes are not final before their brokers know of them.
+    pub waits_for: Vec<LogId>,
 }
 
 /// The books of the broker: what must add up (acceptance case A2).

@@ -16,7 +16,7 @@ use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, UPGRADE, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::proto::limits;
@@ -169,6 +169,8 @@ impl hyper::body::Body for Body {
 pub struct Client {
     address: Address,
     sender: http1::SendRequest<Body>,
+    /// Closed when the connection has ended.
+    ended: watch::Receiver<()>,
 }
 
 impl Client {
@@ -190,19 +192,26 @@ impl Client {
         let (sender, connection) =
             handshake.map_err(|source| ClientError::Broken { address: address.clone(), source })?;
         let name = address.to_string();
+        let (open, ended) = watch::channel(());
         tokio::spawn(async move {
             // Whoever waits for an answer is told as well; here it is only worth a trace.
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!("connection to {name}: {error}");
             }
+            drop(open);
         });
-        Ok(Self { address, sender })
+        Ok(Self { address, sender, ended })
     }
 
     /// Whom this speaks to.
     #[must_use]
     pub const fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Comes back when the connection has ended.
+    pub async fn gone(&self) {
+        while self.ended.clone().changed().await.is_ok() {}
     }
 
     /// Whether the other side has gone.

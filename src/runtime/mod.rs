@@ -23,6 +23,8 @@ pub mod session;
 pub mod signals;
 pub mod spawner;
 pub mod spool;
+pub mod squeeze;
 pub mod store;
+pub mod sync;
 pub mod transfer;
 pub mod wasm;

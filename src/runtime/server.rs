@@ -34,7 +34,7 @@ use crate::runtime::session;
 use crate::runtime::store::{Disk, Reader, StoreError};
 use crate::wire::problem::Problem;
 
-use answer::{Handled, ProblemCode};
+use answer::{Handled, ProblemCode, Query};
 use body::Body;
 use hub::{Answer, Hub, is_left_out};
 use listen::Listener;
@@ -54,9 +54,11 @@ pub mod listen;
 pub mod mailbox;
 pub mod metrics;
 pub mod output;
+pub mod peers;
 pub mod routes;
 pub mod start;
 pub mod submit;
+pub mod sync;
 pub mod tally;
 
 /// The description of all routes, for programs (OpenAPI 3.1).
@@ -68,6 +70,8 @@ pub struct Context {
     pub hub: Rc<Hub>,
     /// The files of large contents.
     pub blobs: Arc<Blobs>,
+    /// The other brokers.
+    pub peers: peers::Peers,
     data: PathBuf,
     reader: Arc<Mutex<Option<Reader>>>,
     /// When this process began to serve.
@@ -85,7 +89,19 @@ impl Context {
         let (connections, fewer) = (Cell::new(0), Notify::new());
         let (reader, turned_away) = (Arc::default(), Cell::new(0));
         let (began, blobs_counted) = (entropy::now().mono, metrics::Counted::default());
-        Self { hub, blobs, data, reader, began, connections, turned_away, blobs_counted, fewer }
+        let peers = peers::Peers::default();
+        Self {
+            hub,
+            blobs,
+            peers,
+            data,
+            reader,
+            began,
+            connections,
+            turned_away,
+            blobs_counted,
+            fewer,
+        }
     }
 
     /// How many connections may be open.
@@ -112,6 +128,31 @@ impl Context {
             Answer::Reply(reply) => Ok(reply),
             Answer::Audit(..) => Err(self.unexpected()),
         }
+    }
+
+    /// Whether a request waits for a job's end.
+    ///
+    /// # Errors
+    /// It waits for what does not come: outcomes are not settled between several brokers yet.
+    pub async fn until(&self, query: &Query<'_>) -> Result<bool, Problem> {
+        let waits = query.until()?;
+        if query.text("until") != Some("final") {
+            return Ok(waits);
+        }
+        let Reply::Status(view) = self.ask(event::Request::Status).await? else {
+            return Err(self.unexpected());
+        };
+        // One broker alone makes every accepted result final at once.
+        if view.waits_for.is_empty() {
+            return Ok(waits);
+        }
+        let others: Vec<_> = view.waits_for.iter().map(ToString::to_string).collect();
+        let what = format!(
+            "nothing becomes final while other brokers are known ({}): outcomes are not settled \
+             between brokers yet",
+            others.join(", ")
+        );
+        Err(Problem::new(409, "not-settled", what).hint("wait with --until accepted"))
     }
 
     /// An answer of the core that does not fit the question: a fault of ours.
@@ -358,6 +399,11 @@ async fn handle(
         Endpoint::Session => open_session(context, request, peer),
         Endpoint::Audit => books::audit(&context).await,
         Endpoint::Facts => facts::facts(context, request).await,
+        Endpoint::SyncHeads => sync::heads(&context, request).await,
+        Endpoint::SyncExport => sync::export(context, request).await,
+        Endpoint::SyncImport => sync::import(&context, request).await,
+        Endpoint::Peers => peers::peers(&context),
+        Endpoint::Introduce => peers::introduce(context, request).await,
         Endpoint::Events => events::events(context, request).await,
         Endpoint::Blob => blobs::blobs(context, part, request).await,
         Endpoint::OpenApi => Ok(answer::typed(answer::JSON, OPENAPI)),

@@ -6,6 +6,7 @@
 mod books;
 mod events;
 mod ready;
+mod sync;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -33,6 +34,10 @@ pub use self::events::{
     EVENT_WORDS, EXECUTOR_JOINED, EXECUTOR_LEFT, EndLine, EventLine, GapLine, LostLine,
 };
 pub use self::ready::{BrokerReadyLine, ExecutorReadyLine};
+pub use self::sync::{
+    DiffLine, ExportAsk, Frame, ImportLine, Introduction, PeerLine, RoundLine, SYNC_VERSION, Since,
+    SyncItem, SyncLine, SyncLineError,
+};
 
 /// The media type of JSON Lines.
 pub const NDJSON: &str = "application/x-ndjson";

@@ -157,6 +157,7 @@ fn program(name: &str) -> &'static str {
         "ucp-clock" => env!("CARGO_BIN_EXE_ucp-clock"),
         "ucp-exec" => env!("CARGO_BIN_EXE_ucp-exec"),
         "ucp-submit" => env!("CARGO_BIN_EXE_ucp-submit"),
+        "ucp-sync" => env!("CARGO_BIN_EXE_ucp-sync"),
         other => panic!("no command is called {other}"),
     }
 }

@@ -15,7 +15,7 @@ use crate::proto::isolation::{Enforcement, Isolation};
 use crate::proto::view::ExecutorView;
 use crate::runtime::client::{self, Answer};
 use crate::runtime::endpoint::Address;
-use crate::wire::api::{AuditLine, ExecutorLine, LostLine, StatusLine};
+use crate::wire::api::{AuditLine, ExecutorLine, LostLine, PeerLine, StatusLine};
 
 async fn get(flags: &BrokerArgs, path: &str) -> Result<(Address, Response<Incoming>), Failure> {
     let wait = flags.connect_timeout.duration();
@@ -65,6 +65,14 @@ pub async fn status(flags: &Ask) -> Result<Exit, Failure> {
         .map(|word| format!("{} {word}", count(word)));
     let facts: u64 = status.vector.values().sum();
     let logs = status.vector.len();
+    let peers = match (status.peers.len(), status.peers.iter().filter(|peer| peer.alive).count()) {
+        (0, _) => "none".to_owned(),
+        (all, alive) => format!("{all}, of which {alive} answer"),
+    };
+    let settled = match status.stable.waits_for.len() {
+        0 => "every accepted result, as this broker stands alone".to_owned(),
+        others => format!("nothing yet: {others} other logs are known, and none is settled with"),
+    };
     let rows = [
         ("log", format!("{} (pid {})", status.log, status.pid)),
         ("version", status.version.into_owned()),
@@ -73,7 +81,8 @@ pub async fn status(flags: &Ask) -> Result<Exit, Failure> {
         ("executors", status.executors.to_string()),
         ("facts", format!("{facts} in {logs} log{}", if logs == 1 { "" } else { "s" })),
         ("digest", status.digest.to_string()),
-        ("final", "every accepted result, as this broker stands alone".to_owned()),
+        ("peers", peers),
+        ("final", settled),
     ];
     print(&rows.map(|(name, value)| format!("{name:<10} {value}")))?;
     Ok(Exit::Done)
@@ -116,6 +125,32 @@ pub async fn executors(flags: &Ask) -> Result<Exit, Failure> {
             runs(&view.capability),
             in_short(&view.capability.isolation),
             labels.join(","),
+        ]);
+    }
+    print(&aligned(&rows))?;
+    Ok(Exit::Done)
+}
+
+/// `ucp-broker peers`.
+pub async fn peers(flags: &Ask) -> Result<Exit, Failure> {
+    let found = lines(&flags.broker, "/v1/peers").await?;
+    if flags.json {
+        print(&found)?;
+        return Ok(Exit::Done);
+    }
+    let head = ["peer", "log", "alive", "in step", "rounds", "known by", "why not used"];
+    let mut rows = vec![head.map(str::to_owned)];
+    for line in &found {
+        let peer: PeerLine = read(line)?;
+        let absent = || "-".to_owned();
+        rows.push([
+            peer.address,
+            peer.log.map_or_else(absent, |log| log.to_string()),
+            if peer.alive { "yes" } else { "no" }.to_owned(),
+            peer.last_sync_s.map_or_else(absent, |ago| format!("{ago} s ago")),
+            peer.rounds.to_string(),
+            peer.how.into_owned(),
+            peer.why_not.unwrap_or_else(absent),
         ]);
     }
     print(&aligned(&rows))?;

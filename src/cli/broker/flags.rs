@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::args::{self, BrokerArgs, Common};
-use crate::proto::units::Span;
+use crate::proto::units::{Size, Span};
 use crate::runtime::endpoint::Address;
 
 /// Takes jobs, deploys them on executors, keeps what came of them; answers questions about it
@@ -24,7 +24,12 @@ impl Cli {
     /// Whether errors are wanted as JSON too.
     pub const fn json(&self) -> bool {
         match &self.command {
-            Some(Command::Status(ask) | Command::Executors(ask) | Command::Audit(ask)) => ask.json,
+            Some(
+                Command::Status(ask)
+                | Command::Executors(ask)
+                | Command::Peers(ask)
+                | Command::Audit(ask),
+            ) => ask.json,
             Some(Command::DeclareLost(flags)) => flags.json,
             _ => false,
         }
@@ -40,6 +45,8 @@ pub enum Command {
     Status(Ask),
     /// Tell which executors there are
     Executors(Ask),
+    /// Tell which other brokers this one knows, and when it was in step with them
+    Peers(Ask),
     /// Print the facts as they were written, in the order in which they were committed
     Facts(Facts),
     /// Say that an executor is gone: what ran there is deployed elsewhere at once
@@ -65,6 +72,18 @@ pub struct Serve {
     /// Where sockets and locks are kept
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Another broker: what either of the two holds, both hold soon
+    #[arg(long, value_name = "ADDR")]
+    pub peer: Vec<Address>,
+    /// Compare what is held with each peer so often, give or take a tenth
+    #[arg(long, value_name = "D", default_value = "60s", value_parser = args::span)]
+    pub sync_interval: Span,
+    /// Let fresh facts wait for that instead of sending them at once
+    #[arg(long)]
+    pub no_eager_sync: bool,
+    /// Bytes a second that facts may take on their way to a peer, and from it
+    #[arg(long, value_name = "SIZE", value_parser = args::rate)]
+    pub sync_max_rate: Option<Size>,
     /// Deploy nothing new on an executor that was silent for so long
     #[arg(long, value_name = "D", default_value = "2s", value_parser = args::span)]
     pub suspect_after: Span,

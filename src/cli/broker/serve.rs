@@ -10,6 +10,7 @@ use crate::cli::report::{Failure, chain};
 use crate::proto::broker::BrokerConfig;
 use crate::runtime::rundir::{self, DataKind};
 use crate::runtime::server::listen::ListenError;
+use crate::runtime::server::peers::Rounds;
 use crate::runtime::server::start::{self, ServeError, Settings};
 use crate::runtime::store;
 
@@ -39,6 +40,7 @@ fn settings(flags: &Serve) -> Result<Settings, Failure> {
         lost_after: lost.duration(),
         reconnect_grace: flags.reconnect_grace.duration(),
         queued_max: flags.max_queued,
+        has_others: !flags.peer.is_empty(),
         ..BrokerConfig::default()
     };
     let data = data_dir(flags.data.as_deref())?;
@@ -52,6 +54,12 @@ fn settings(flags: &Serve) -> Result<Settings, Failure> {
             Durability::Os => store::Durability::Os,
         },
         insecure_plaintext: flags.insecure_plaintext,
+        rounds: Rounds {
+            peers: flags.peer.clone(),
+            interval: flags.sync_interval.duration(),
+            eager: !flags.no_eager_sync,
+            rate: flags.sync_max_rate.map(|size| size.0),
+        },
     })
 }
 

@@ -100,6 +100,7 @@ impl Broker {
             executors: self.fleet.sessions.len() as u64,
             queued: self.queue.levels().clone(),
             detection: self.detection(),
+            waits_for: self.open_logs().filter(|log| !self.is_own(log)).cloned().collect(),
         }
     }
 

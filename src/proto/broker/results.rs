@@ -291,6 +291,24 @@ impl Broker {
     }
 
     /// Another broker holds this much: executors may forget what was reported there.
+    /// Another broker can be reached, or none any more: then nobody waits for a second one.
+    pub(super) fn learn_reachable(&mut self, others: bool) {
+        self.config.has_others = others;
+        if !others {
+            let all = std::mem::take(&mut self.unreleased);
+            all.into_values().flatten().for_each(|one| self.release_one(one));
+        }
+    }
+
+    fn release_one(&mut self, one: Unreleased) {
+        let Unreleased { executor, dot, elements } = one;
+        let session = self.fleet.seats.get(&executor).and_then(|seat| seat.session);
+        if let Some(session) = session {
+            let attempt = AttemptId::from(dot);
+            self.send(session, BrokerMessage::Released { attempt, elements });
+        }
+    }
+
     pub(super) fn release_results(&mut self, vector: BTreeMap<LogId, u64>) {
         for (log, seq) in vector {
             let held = self.held_elsewhere.entry(log).or_default();
@@ -298,14 +316,8 @@ impl Broker {
         }
         let released = self.unreleased.keys().filter(|dot| self.is_held_elsewhere(dot));
         for dot in released.cloned().collect::<Vec<_>>() {
-            for one in self.unreleased.remove(&dot).into_iter().flatten() {
-                let Unreleased { executor, dot, elements } = one;
-                let session = self.fleet.seats.get(&executor).and_then(|seat| seat.session);
-                if let Some(session) = session {
-                    let attempt = AttemptId::from(dot);
-                    self.send(session, BrokerMessage::Released { attempt, elements });
-                }
-            }
+            let released = self.unreleased.remove(&dot).into_iter().flatten();
+            released.for_each(|one| self.release_one(one));
         }
     }
 

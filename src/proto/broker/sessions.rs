@@ -55,7 +55,7 @@ impl Broker {
         let needs = submitted.spec.needs.clone();
         // What another broker deployed is expected there.
         let mut running = running(&job.facts);
-        running.retain(|(attempt, _)| self.is_own(&attempt.dot.log));
+        running.retain(|(attempt, _)| !self.is_of_another(&attempt.dot));
         self.hold_after_start(id);
         if !running.is_empty() {
             self.keep_looking();
@@ -80,7 +80,7 @@ impl Broker {
         let now = self.now.mono;
         let until = now.after(self.config.lost_after);
         let mut running = running(&job.facts);
-        running.retain(|(attempt, _)| self.is_own(&attempt.dot.log));
+        running.retain(|(attempt, _)| !self.is_of_another(&attempt.dot));
         for (attempt, executor) in running {
             let seats = &mut self.fleet.seats;
             let seat = seats.entry(executor.clone()).or_insert_with(|| Seat::away(now, until));

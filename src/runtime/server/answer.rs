@@ -248,7 +248,6 @@ impl<'a> Query<'a> {
     pub fn until(&self) -> Result<bool, Problem> {
         match self.text("until") {
             None => Ok(false),
-            // One broker alone makes every accepted result final at once.
             Some("accepted" | "final") => Ok(true),
             Some(_) => Err(bad("until", "must be accepted or final")),
         }

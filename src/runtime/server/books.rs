@@ -24,7 +24,12 @@ pub async fn status(context: &Context) -> Handled {
     let Reply::Status(view) = context.ask(Request::Status).await? else {
         return Err(context.unexpected());
     };
-    let line = StatusLine::new(&view, env!("CARGO_PKG_VERSION"), std::process::id());
+    let line = StatusLine::new(
+        &view,
+        context.peers.lines(),
+        env!("CARGO_PKG_VERSION"),
+        std::process::id(),
+    );
     Ok(answer::json(StatusCode::OK, &line))
 }
 

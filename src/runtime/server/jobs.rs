@@ -45,7 +45,7 @@ fn state_of(word: &str) -> Result<JobState, Problem> {
 /// `GET /v1/jobs/{id}`: everything about it, or with `until` its result when it ends.
 pub async fn show(context: Rc<Context>, job: JobRef, request: Request<Incoming>) -> Handled {
     let query = Query::parse(request.uri().query(), &["until", "facts_only"])?;
-    if query.until()? {
+    if context.until(&query).await? {
         return wait(context, job).await;
     }
     let facts_only = query.flag("facts_only")?;

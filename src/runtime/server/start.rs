@@ -28,6 +28,7 @@ use crate::runtime::ready::Supervisor;
 use crate::runtime::rundir::{self, DirError, PRIVATE_MODE};
 use crate::runtime::server::hub::Hub;
 use crate::runtime::server::listen::{ListenError, Listener};
+use crate::runtime::server::peers::{self, Rounds};
 use crate::runtime::server::{self, Context};
 use crate::runtime::signals::Stop;
 use crate::runtime::store::{Durability, Store, StoreError, Writer};
@@ -48,6 +49,8 @@ pub struct Settings {
     pub durability: Durability,
     /// Whether other machines may connect without TLS.
     pub insecure_plaintext: bool,
+    /// The other brokers, and how to keep in step with them.
+    pub rounds: Rounds,
 }
 
 /// Why a broker does not serve, or no longer.
@@ -139,9 +142,11 @@ async fn serve(
     let listen: Vec<String> = listeners.iter().map(|one| one.address().to_string()).collect();
     let pid = std::process::id();
     let line = BrokerReadyLine { kind: "ready".into(), ready: true, log, pid, listen };
+    let addresses: Vec<Address> = listeners.iter().map(Listener::address).collect();
     for listener in listeners {
         tokio::task::spawn_local(server::accept(Rc::clone(&context), listener));
     }
+    peers::begin(&context, &line.log, &addresses, &settings.rounds);
     announce(&line).map_err(ServeError::Announce)?;
     let supervisor = Rc::new(RefCell::new(Supervisor::of_environment()));
     supervisor.borrow_mut().ready(format!("{} on {}", line.log, line.listen.join(" ")));

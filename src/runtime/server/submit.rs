@@ -31,7 +31,8 @@ use crate::wire::problem::Problem;
 
 /// `POST /v1/jobs`.
 pub async fn submit(context: Rc<Context>, request: Request<Incoming>) -> Handled {
-    let watch = Query::parse(request.uri().query(), &["until"])?.until()?;
+    let query = Query::parse(request.uri().query(), &["until"])?;
+    let watch = context.until(&query).await?;
     let kind = answer::media_type(request.headers());
     match kind.as_str() {
         NDJSON | "application/jsonl" | "application/x-jsonlines" => Ok(answer::lines(|sink| {

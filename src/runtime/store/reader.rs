@@ -106,6 +106,43 @@ impl Reader {
         Ok(self.entries(query, (id, sql_limit(limit)))?.0)
     }
 
+    /// The chain hash of a log at one of its facts; nothing where that fact is not held.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub fn chain_at(&self, log: &LogId, seq: u64) -> Result<Option<Digest>, StoreError> {
+        let query = "SELECT f.chain FROM logs l JOIN facts f ON f.log = l.id \
+             WHERE l.name = ?1 AND f.seq = ?2";
+        let Ok(seq) = i64::try_from(seq) else { return Ok(None) };
+        let read = || {
+            let mut statement = self.connection.prepare_cached(query)?;
+            statement.query_row((log.as_str(), seq), |row| rows::digest(row, 0)).optional()
+        };
+        read().map_err(|source| self.failed(source))
+    }
+
+    /// The place in the order of commits before the first fact that a version vector does not
+    /// cover; nothing where it covers all.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub fn place_before(&self, vector: &BTreeMap<LogId, u64>) -> Result<Option<i64>, StoreError> {
+        let query = "SELECT f.id FROM logs l JOIN facts f ON f.log = l.id \
+             WHERE l.name = ?1 AND f.seq = ?2";
+        let read = || -> rusqlite::Result<Option<i64>> {
+            let mut statement = self.connection.prepare_cached(query)?;
+            let mut first: Option<i64> = None;
+            for name in self.names_from("")? {
+                let next = vector.get(name.as_str()).copied().unwrap_or(0).saturating_add(1);
+                let Ok(next) = i64::try_from(next) else { continue };
+                let found = statement.query_row((&name, next), |row| row.get(0)).optional()?;
+                first = first.into_iter().chain(found).min();
+            }
+            Ok(first.map(|id| id - 1))
+        };
+        read().map_err(|source| self.failed(source))
+    }
+
     /// The facts after a dot (all for none) in the order of dots, at most `limit` and at
     /// most as many as make [`limits::FACTS_PAGE_BYTES`] full, not parsed.
     ///

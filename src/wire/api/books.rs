@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Kind;
+use super::{Kind, PeerLine};
 use crate::proto::id::{Digest, LogId};
 use crate::proto::view::{JobState, StatusView};
 
@@ -33,10 +33,10 @@ pub struct StatusLine {
     /// Executors with a session.
     pub executors: u64,
     /// Other brokers; none is known to a broker that stands alone.
-    pub peers: Vec<serde_json::Value>,
+    pub peers: Vec<PeerLine>,
     /// Active emergencies.
     pub emergencies: Vec<serde_json::Value>,
-    /// What is final: with one broker every outcome is at once.
+    /// What is final: with one broker every outcome is at once, with several none yet.
     pub stable: StableShown,
 }
 
@@ -52,7 +52,7 @@ pub struct StableShown {
 impl StatusLine {
     /// The line of a broker's status.
     #[must_use]
-    pub fn new(view: &StatusView, version: &'static str, pid: u32) -> Self {
+    pub fn new(view: &StatusView, peers: Vec<PeerLine>, version: &'static str, pid: u32) -> Self {
         let count = |state: &JobState| view.jobs.get(state).copied().unwrap_or(0);
         let jobs = JobState::ALL.iter().map(|state| (state.word().to_owned(), count(state)));
         Self {
@@ -65,9 +65,12 @@ impl StatusLine {
             digest: view.digest,
             jobs: jobs.collect(),
             executors: view.executors,
-            peers: vec![],
+            peers,
             emergencies: vec![],
-            stable: StableShown { cut: view.vector.clone(), waits_for: vec![] },
+            stable: StableShown {
+                cut: if view.waits_for.is_empty() { view.vector.clone() } else { BTreeMap::new() },
+                waits_for: view.waits_for.clone(),
+            },
         }
     }
 }
