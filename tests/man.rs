@@ -35,6 +35,7 @@ fn the_pages_of_the_programs_are_those_of_their_command_lines() {
         ucp::cli::clock::definition(),
         ucp::cli::exec::definition(),
         ucp::cli::submit::definition(),
+        ucp::cli::sync::definition(),
     ];
     for definition in definitions {
         let name = definition.get_name().to_owned();

@@ -47,7 +47,8 @@ pub enum Input {
         /// Its version vector.
         vector: BTreeMap<LogId, u64>,
     },
-    /// Whether any other broker can be reached: if none can, executors need not keep results for one.
+    /// Whether any other broker can be reached: if none can, executors need not keep results for
+    /// one.
     OthersReachable {
         /// Whether one can.
         others: bool,

@@ -456,10 +456,8 @@ pub const SYNC_WAITING_BYTES_MAX: usize = 32 << 20;
 pub const SYNC_MARKS_MAX: usize = 65_536;
 /// Bad lines of one stream that are told in words.
 pub const SYNC_BAD_TOLD_MAX: usize = 10;
-/// How often a broker compares what it holds with each peer, unless a flag says otherwise.
-pub const SYNC_INTERVAL: Duration = Duration::from_secs(60);
-/// The interval is made longer or shorter by up to so many percent, so that brokers which were
-/// started together do not ask together.
+/// The interval between rounds is made longer or shorter by up to so many percent, so that
+/// brokers which were started together do not ask together.
 pub const SYNC_JITTER_PERCENT: u64 = 10;
 /// Fresh facts wait so long for others before they are pushed to peers: together with the way
 /// there less than 100 ms.

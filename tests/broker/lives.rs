@@ -199,7 +199,8 @@ fn flags_have_twins_and_wrong_ones_are_named() {
     for (flags, status, word) in [
         (&["--suspect-after", "5s"][..], 64, "--lost-after"),
         (&["--name", "a b"], 64, "--name"),
-        (&["--peer", "http://127.0.0.1:1"], 64, "--peer"),
+        (&["--peer", "nowhere"], 64, "--peer"),
+        (&["--sync-max-rate", "0"], 64, "--sync-max-rate"),
         (&["--listen", "nowhere"], 64, "--listen"),
         (&["--data", "/dev/null/x"], 73, "/dev/null"),
         (&["frobnicate"], 64, "frobnicate"),

@@ -2,11 +2,12 @@
 
 use std::process::{Command, Output};
 
-const PROGRAMS: [&str; 4] = [
+const PROGRAMS: [&str; 5] = [
     env!("CARGO_BIN_EXE_ucp-broker"),
     env!("CARGO_BIN_EXE_ucp-clock"),
     env!("CARGO_BIN_EXE_ucp-exec"),
     env!("CARGO_BIN_EXE_ucp-submit"),
+    env!("CARGO_BIN_EXE_ucp-sync"),
 ];
 
 fn name(program: &str) -> &str {
@@ -63,7 +64,7 @@ fn bash_takes_them_and_offers_flags_and_subcommands() {
 
 #[test]
 fn they_come_before_whatever_else_is_demanded() {
-    let [broker, clock, _, submit] = PROGRAMS;
+    let [broker, clock, _, submit, _] = PROGRAMS;
     for (program, arguments) in [
         (submit, &["wait", "--completions", "bash"][..]),
         (submit, &["--completions=bash"]),

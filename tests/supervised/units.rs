@@ -80,7 +80,9 @@ fn the_units_are_hardened_as_far_as_their_programs_bear() {
 #[test]
 fn what_the_units_name_is_there() {
     let env = TestEnv::new();
-    for unit in ["ucp-broker.service", "ucp-exec.service", "ucp-submit@.service"] {
+    for unit in
+        ["ucp-broker.service", "ucp-exec.service", "ucp-submit@.service", "ucp-sync.service"]
+    {
         let text = fs::read_to_string(format!("{FOLDER}/{unit}")).expect("text");
         let pages = text.lines().filter_map(|line| line.strip_prefix("Documentation="));
         for page in pages.flat_map(str::split_whitespace) {

@@ -151,7 +151,7 @@ fn what_cannot_be_is_said_with_the_right_status() {
     let nowhere = "unix:/no/such.sock";
     for (arguments, status) in [
         (vec!["once"], 64),
-        (vec!["once", "--with", nowhere], 69),
+        (vec!["once", "--with", nowhere, "--connect-timeout", "50ms"], 69),
         (vec!["diff", nowhere, nowhere], 69),
         (vec!["export", "--since", "{"], 65),
         (vec!["export", "--since", "@/no/such/file"], 66),
@@ -163,7 +163,9 @@ fn what_cannot_be_is_said_with_the_right_status() {
     }
     // Of several the others are asked all the same.
     let south = Site::new("south", &[]);
-    let output = north.sync(&["once", "--with", nowhere, "--with", &south.address()]);
+    let waits = ["--connect-timeout", "100ms"];
+    let ends = ["once", "--with", nowhere, "--with", &south.address()];
+    let output = north.sync(&[&ends[..], &waits].concat());
     assert_eq!(output.status.code(), Some(69));
     assert!(text(&output.stdout).contains("\"equal\":true"), "{output:?}");
 }

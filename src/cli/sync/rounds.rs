@@ -20,13 +20,8 @@ use crate::wire::api::{DiffLine, RoundLine};
 
 /// `ucp-sync once`.
 pub(super) async fn once(ends: &Ends, reporter: Reporter) -> Result<Exit, Failure> {
-    let from = match &ends.from {
-        Some(from) => from.clone(),
-        None => Search::new(&[], ends.connect_timeout.duration())
-            .connect()
-            .await
-            .map(|found| found.0)?,
-    };
+    let from = ends.from.clone();
+    let from = connect(from.as_slice(), ends.connect_timeout).await?.address().clone();
     let mut worst: Option<Failure> = None;
     let mut faulty = false;
     for with in &ends.with {
@@ -54,9 +49,15 @@ pub(super) async fn once(ends: &Ends, reporter: Reporter) -> Result<Exit, Failur
     }
 }
 
+/// Connects to the first of these, or of those that are found, and waits for one that starts.
+async fn connect(addresses: &[Address], wait: Span) -> Result<Client, ClientError> {
+    let (address, stream) = Search::new(addresses, wait.duration()).connect().await?;
+    Client::over(address, stream).await
+}
+
 async fn round(from: &Address, with: &Address, ends: &Ends) -> Result<RoundLine, ClientError> {
-    let mut first = Client::connect(from).await?;
-    let mut second = Client::connect(with).await?;
+    let mut first = connect(std::slice::from_ref(from), ends.connect_timeout).await?;
+    let mut second = connect(std::slice::from_ref(with), ends.connect_timeout).await?;
     sync::round(&mut first, &mut second, ends.max_rate.map(|size| size.0)).await
 }
 

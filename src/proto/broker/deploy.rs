@@ -90,8 +90,8 @@ impl Broker {
         Some(self.carried_on_by(log)) == self.log.as_ref()
     }
 
-    /// Whether a fact was written by another broker. What is known only as a result brought it along
-    /// may be of a log of ours that a restored disk forgot.
+    /// Whether a fact was written by another broker. What is known only as a result brought it
+    /// along may be of a log of ours that a restored disk forgot.
     pub(super) fn is_of_another(&self, dot: &Dot) -> bool {
         !self.is_own(&dot.log) && self.logs.head(&dot.log).seq >= dot.seq
     }
