@@ -154,6 +154,8 @@ pub struct Broker {
     logs: Logs,
     /// Logs that another one continues, with that one.
     continued: BTreeMap<LogId, LogId>,
+    /// Logs with the one that each says it continues.
+    continues: BTreeMap<LogId, LogId>,
     jobs: BTreeMap<JobId, Job>,
     /// The jobs in the order in which this process met them.
     arrivals: Vec<JobId>,
@@ -212,6 +214,7 @@ impl Broker {
             opened: Monotonic::default(),
             logs: Logs::default(),
             continued: BTreeMap::new(),
+            continues: BTreeMap::new(),
             jobs: BTreeMap::new(),
             arrivals: Vec::new(),
             keys: BTreeMap::new(),
@@ -283,13 +286,16 @@ impl Broker {
         self.opened = now.mono;
         match opening {
             Opening::Continue(log) => {
-                // A copy of the data directory may have said so.
-                self.continued.remove(&log);
+                self.own_continued(&log);
                 self.log = Some(log);
                 self.hold_all_after_start();
             }
             Opening::Fresh { log, continues } => {
                 assert!(self.logs.head(&log).seq == 0, "a fresh log holds nothing");
+                if let Some(older) = &continues {
+                    self.own_continued(older);
+                    self.continued.insert(older.clone(), log.clone());
+                }
                 self.log = Some(log);
                 if continues.is_some() {
                     self.hold_all_after_start();
@@ -333,7 +339,9 @@ impl Broker {
             Input::SessionOpened { session, hello, local } => {
                 self.open_session(session, hello, local);
             }
-            Input::HeldElsewhere { vector } => self.release_results(vector),
+            // A file that we wrote ourselves is no other broker.
+            Input::HeldElsewhere { by: Some(log), .. } if self.is_own(&log) => {}
+            Input::HeldElsewhere { vector, .. } => self.release_results(vector),
             Input::OthersReachable { others } => self.learn_reachable(others),
             Input::Message { session, message } => self.handle_message(session, message),
             Input::SessionClosed { session, process_gone, tree_gone } => {
@@ -462,13 +470,30 @@ impl Broker {
                 array: None,
             }
         });
+        let spec = |facts: &JobFacts| facts.submitted().map(|(_, body)| Arc::clone(&body.spec));
+        let before = if matches!(fact.body, Body::Submitted(_) | Body::Reported(_)) {
+            spec(&job.facts)
+        } else {
+            None
+        };
         if !job.facts.insert(Arc::clone(fact)) {
             return;
         }
+        let changed = before.filter(|before| spec(&job.facts).as_ref() != Some(before));
+        let is_changed = changed.is_some();
+        if let Some(before) = changed {
+            // Somebody else gave the same id to another job, and was first.
+            if let Some(rank) = job.queued.take() {
+                self.queue.remove(before.kind(), &before.needs, rank);
+            }
+            self.discount(id);
+        }
+        let Some(job) = self.jobs.get_mut(&id) else { return };
         if let Some(all) = job.facts.elements() {
             // What a report carries may be about other elements.
             let carries = matches!(&fact.body, Body::Reported(body) if !body.carried.is_empty());
-            let about = fact.elements.as_ref().filter(|_| !carries).unwrap_or(all);
+            let partly = !carries && !is_changed;
+            let about = fact.elements.as_ref().filter(|_| partly).unwrap_or(all);
             job.array.get_or_insert_default().dirty.extend(about);
         }
         self.unsettled.insert((job.arrival, id));
@@ -487,26 +512,17 @@ impl Broker {
                 (job.since, job.began) = (now, now);
             }
         }
+        self.cache(id, fact);
+    }
+
+    /// Keeps what a result put out in memory for a while.
+    fn cache(&mut self, id: JobId, fact: &Fact) {
         if let Body::Reported(body) = &fact.body {
             let bytes = body.result.inline_bytes();
             if bytes > 0 && self.log.is_some() {
                 self.cached.push_back((id, fact.dot.clone(), bytes));
                 self.cached_bytes += bytes;
             }
-        }
-    }
-
-    /// A log says that it carries on an older one; of two that say so the greater does.
-    fn learn_continued(&mut self, older: &LogId, log: &LogId) {
-        if Some(older) == self.log.as_ref() {
-            return self.notice(format!(
-                "log {log} says that it continues {older}, which is written here: one of the two \
-                 data directories is a copy"
-            ));
-        }
-        let next = self.continued.entry(older.clone()).or_insert_with(|| log.clone());
-        if *next < *log {
-            *next = log.clone();
         }
     }
 
@@ -558,26 +574,5 @@ impl Broker {
 
     fn set_timer(&mut self, due: Monotonic, timer: Timer) {
         self.timers.insert((due, timer));
-    }
-
-    /// The log that carries on `log` in the end.
-    fn carried_on_by<'a>(&'a self, mut log: &'a LogId) -> &'a LogId {
-        for _ in 0..=self.continued.len() {
-            match self.continued.get(log) {
-                Some(next) => log = next,
-                None => break,
-            }
-        }
-        log
-    }
-
-    /// Whether outcomes can change no more: with one open log every outcome is settled at once.
-    fn is_final(&self) -> bool {
-        self.open_logs().count() <= 1
-    }
-
-    /// The logs that no other one continues.
-    fn open_logs(&self) -> impl Iterator<Item = &LogId> {
-        self.logs.iter().map(|(log, _)| log).filter(|log| !self.continued.contains_key(*log))
     }
 }

@@ -44,6 +44,8 @@ pub enum Input {
     /// Another broker holds logs up to these numbers: what was reported up to there need not be
     /// kept by executors any more.
     HeldElsewhere {
+        /// The log that it writes; unknown where absent.
+        by: Option<LogId>,
         /// Its version vector.
         vector: BTreeMap<LogId, u64>,
     },

@@ -103,7 +103,10 @@ impl JobFacts {
     /// Adds a fact about the job, and the facts that it carries; false if it was held already.
     pub fn insert(&mut self, fact: Arc<Fact>) -> bool {
         match self.facts.binary_search_by(|held| held.dot.cmp(&fact.dot)) {
-            Ok(_) if self.carried.remove(&fact.dot) => self.clock.raise_to(&fact.dot),
+            Ok(at) if self.carried.remove(&fact.dot) => {
+                self.clock.raise_to(&fact.dot);
+                self.replace(at, &fact);
+            }
             Ok(_) => return false,
             Err(at) => {
                 self.clock.raise_to(&fact.dot);
@@ -120,10 +123,28 @@ impl JobFacts {
     /// Adds a fact that a report carried. It counts like one that is held, but the clock does not
     /// speak of it: who holds the clock's facts need not hold this one.
     fn insert_carried(&mut self, fact: Arc<Fact>) {
-        if let Err(at) = self.facts.binary_search_by(|held| held.dot.cmp(&fact.dot)) {
-            self.carried.insert(fact.dot.clone());
-            self.facts.insert(at, Arc::clone(&fact));
-            self.insert_by_element(&fact);
+        match self.facts.binary_search_by(|held| held.dot.cmp(&fact.dot)) {
+            Err(at) => {
+                self.carried.insert(fact.dot.clone());
+                self.facts.insert(at, Arc::clone(&fact));
+                self.insert_by_element(&fact);
+            }
+            // Of two that claim one dot the same one stands, whichever came first.
+            Ok(at) if self.carried.contains(&fact.dot) && *self.facts[at] != *fact => {
+                if fact.to_line() < self.facts[at].to_line() {
+                    self.replace(at, &fact);
+                }
+            }
+            Ok(_) => {}
+        }
+    }
+
+    /// Another fact stands at a dot than was carried there: somebody lied.
+    fn replace(&mut self, at: usize, fact: &Arc<Fact>) {
+        if *self.facts[at] != **fact {
+            self.facts[at] = Arc::clone(fact);
+            self.array = None;
+            self.insert_by_element(fact);
         }
     }
 

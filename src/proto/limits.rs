@@ -454,6 +454,10 @@ pub const SYNC_WAITING_MAX: usize = 8_192;
 pub const SYNC_WAITING_BYTES_MAX: usize = 32 << 20;
 /// Marks of one stream that are kept for facts that wait.
 pub const SYNC_MARKS_MAX: usize = 65_536;
+/// Logs that are held: their marks are one line, of some 110 bytes each.
+pub const LOGS_MAX: usize = 20_000;
+/// Faults of one stream that are told.
+pub const SYNC_FAULTS_TOLD_MAX: usize = 1_000;
 /// Bad lines of one stream that are told in words.
 pub const SYNC_BAD_TOLD_MAX: usize = 10;
 /// The interval between rounds is made longer or shorter by up to so many percent, so that
@@ -472,8 +476,11 @@ pub const SYNC_IDLE_MAX: Duration = Duration::from_secs(30);
 pub const SYNC_PIECES_QUEUED: usize = 4;
 /// Peers that are kept in step with, and addresses that one of them may have.
 pub const PEERS_MAX: usize = 256;
+/// Brokers that introduced themselves and are being looked for at one time.
+pub const PEER_CALLS_MAX: usize = 16;
 /// Addresses that are tried of one that introduces itself.
 pub const PEER_ADDRESSES_MAX: usize = 8;
 
 const _: () = assert!(SYNC_BATCH_FACTS <= FACTS_PER_BATCH_MAX);
 const _: () = assert!(SYNC_WAITING_MAX >= SYNC_BATCH_FACTS);
+const _: () = assert!(LOGS_MAX * (NAME_BYTES_MAX + 100) <= LINE_BYTES_MAX);

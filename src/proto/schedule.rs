@@ -55,6 +55,23 @@ impl Queue {
         }
     }
 
+    /// Takes a job out wherever it stands.
+    pub fn purge(&mut self, job: JobId) {
+        for classes in [&mut self.native, &mut self.wasm] {
+            for class in classes.values_mut() {
+                class.retain(|_, (held, precedence)| {
+                    if *held == job
+                        && let Some(count) = self.levels.get_mut(precedence)
+                    {
+                        *count -= 1;
+                    }
+                    *held != job
+                });
+            }
+            classes.retain(|_, class| !class.is_empty());
+        }
+    }
+
     fn classes(&mut self, kind: Kind) -> &mut Classes {
         match kind {
             Kind::Native => &mut self.native,

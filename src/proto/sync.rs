@@ -12,7 +12,7 @@
 //! Source: design section 3; dotted version vectors, Preguiça et al. 2010; anti-entropy, Demers et
 //! al. 1987.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
@@ -86,8 +86,11 @@ pub enum FaultKind {
     Forked,
     /// It is the log that this broker writes, and goes further than that broker wrote.
     Own,
-    /// A fact counts further than any broker would: what follows from it would leave all bounds.
+    /// A fact is none that a broker writes: its spec is not valid, it counts further than any
+    /// broker would, or its log does not begin as a log does.
     Unsound,
+    /// More logs are held than may be.
+    TooMany,
 }
 
 impl fmt::Display for SyncFault {
@@ -104,7 +107,10 @@ impl fmt::Display for SyncFault {
                  wrote: its data directory was copied, or is an older copy of itself"
             ),
             FaultKind::Unsound => {
-                write!(f, "fact {log}.{seq} has a fence or generation that no broker counts up to")
+                write!(f, "fact {log}.{seq} is none that a broker writes, so its log ends here")
+            }
+            FaultKind::TooMany => {
+                write!(f, "log {log} is not taken: more than {} are held", limits::LOGS_MAX)
             }
         }
     }
@@ -147,8 +153,15 @@ pub fn sort_out(logs: &Logs, own: &LogId, facts: Vec<Received>, marks: &[Mark]) 
         places.entry(&mark.log).or_default().insert(mark.seq, &mark.chain);
     }
     let mut proven: BTreeMap<LogId, Vec<(Received, Digest)>> = BTreeMap::new();
+    let mut known_logs = logs.iter().count();
     for (log, of_log) in came {
-        let head = logs.head(&log);
+        if logs.head(&log).seq == 0 {
+            known_logs += 1;
+        }
+        if known_logs > limits::LOGS_MAX {
+            sorted.faults.push(SyncFault { log, seq: 1, kind: FaultKind::TooMany });
+            continue;
+        }
         if log == *own {
             let seq = of_log.keys().next().copied().unwrap_or_default();
             sorted.faults.push(SyncFault { log, seq, kind: FaultKind::Own });
@@ -156,7 +169,7 @@ pub fn sort_out(logs: &Logs, own: &LogId, facts: Vec<Received>, marks: &[Mark]) 
         }
         let none = BTreeMap::new();
         let places = places.get(&log).unwrap_or(&none);
-        let (taken, left, fault) = prove(&log, head, of_log, places, &twofold);
+        let (taken, left, fault) = prove((logs, own, &log), of_log, places, &twofold);
         sorted.left.extend(left);
         sorted.faults.extend(fault);
         proven.insert(log, taken);
@@ -168,15 +181,14 @@ pub fn sort_out(logs: &Logs, own: &LogId, facts: Vec<Received>, marks: &[Mark]) 
 /// Parts the facts of one log into those whose chain a mark proves, and the rest.
 #[allow(clippy::type_complexity)]
 fn prove(
-    log: &LogId,
-    head: Head,
+    (logs, own, log): (&Logs, &LogId, &LogId),
     facts: BTreeMap<u64, Received>,
     places: &BTreeMap<u64, &Digest>,
     twofold: &BTreeSet<Dot>,
 ) -> (Vec<(Received, Digest)>, Vec<Received>, Option<SyncFault>) {
     let (mut chained, mut proven, mut fault) = (vec![], 0, None);
     let mut left = vec![];
-    let mut at = head;
+    let mut at = logs.head(log);
     for (seq, received) in facts {
         if seq != at.seq + 1 || fault.is_some() {
             left.push(received);
@@ -185,7 +197,7 @@ fn prove(
         let failed = |kind| Some(SyncFault { log: log.clone(), seq, kind });
         if twofold.contains(&received.fact.dot) {
             fault = failed(FaultKind::Forked);
-        } else if !is_sound(&received.fact) {
+        } else if !is_sound(logs, own, &received.fact) {
             fault = failed(FaultKind::Unsound);
         }
         at = Head { seq, chain: chain_next(&at.chain, &received.line) };
@@ -215,46 +227,65 @@ fn prove(
     (chained, rest, fault)
 }
 
-/// Whether what a broker counts on from this fact stays within all bounds.
-fn is_sound(fact: &Fact) -> bool {
+/// Whether a fact is one that a broker writes: within all bounds, as what follows counts on from
+/// it, and true to its place.
+fn is_sound(logs: &Logs, own: &LogId, fact: &Fact) -> bool {
+    // What a result brings along of our own log is there, or never was.
+    let is_known =
+        |carried: &Fact| carried.dot.log != *own || carried.dot.seq <= logs.head(own).seq;
+    let begins = fact.dot.seq > 1 || matches!(fact.body, Body::Joined(_));
+    let carried = fact.carried();
+    begins
+        && is_bounded(fact)
+        && carried.iter().all(|carried| is_bounded(carried) && is_known(carried))
+}
+
+fn is_bounded(fact: &Fact) -> bool {
     let fence = match &fact.body {
         Body::Deployed(body) => body.fence,
         Body::Accepted(body) => body.fence,
+        Body::Submitted(body) if body.spec.validate().is_err() => return false,
         _ => 0,
     };
-    fence <= limits::CARRIED_FENCE_MAX && fact.generation <= limits::CARRIED_GENERATION_MAX
+    let most = match fact.lease() {
+        Some(_) => limits::LEASE_ELEMENTS_MAX,
+        None => limits::ARRAY_ELEMENTS_MAX,
+    };
+    fence <= limits::CARRIED_FENCE_MAX
+        && fact.generation <= limits::CARRIED_GENERATION_MAX
+        && fact.elements.as_ref().is_none_or(|elements| elements.len() <= most)
 }
 
-/// Takes from all logs in turn what is next there and has its causes, until nothing is left or
-/// something is missing.
+/// Takes from all logs what is next there and has its causes, until nothing is left or something is
+/// missing. A log that waits is looked at again when the one that it waits for went on.
 fn order(logs: &Logs, proven: BTreeMap<LogId, Vec<(Received, Digest)>>, sorted: &mut Sorted) {
     let mut held: BTreeMap<LogId, u64> = logs.vector();
-    let mut waiting: Vec<_> = proven
-        .into_iter()
-        .map(|(log, facts)| (log, facts.into_iter().peekable()))
-        .filter_map(|(log, mut facts)| facts.peek().is_some().then_some((log, facts)))
-        .collect();
-    loop {
+    let mut due: VecDeque<LogId> = proven.keys().cloned().collect();
+    let mut rest: BTreeMap<LogId, _> =
+        proven.into_iter().map(|(log, facts)| (log, facts.into_iter().peekable())).collect();
+    let mut waiting: BTreeMap<String, Vec<LogId>> = BTreeMap::new();
+    while let Some(log) = due.pop_front() {
+        let Some(facts) = rest.get_mut(&log) else { continue };
         let before = sorted.take.len();
-        for (log, facts) in &mut waiting {
-            let ready = |held: &BTreeMap<LogId, u64>, fact: &Fact| {
-                fact.clock.iter().all(|(actor, seq)| {
-                    let of_own = actor.as_str() == log.as_str();
-                    let has = || held.get(actor.as_str()).copied().unwrap_or(0);
-                    of_own || seq <= has()
-                })
-            };
-            while let Some((received, chain)) =
-                facts.next_if(|(received, _)| ready(&held, &received.fact))
-            {
-                let Received { fact, line } = received;
-                held.insert(log.clone(), fact.dot.seq);
-                sorted.take.push(SealedFact { fact, line, chain });
+        while let Some((received, _)) = facts.peek() {
+            let missing = received.fact.clock.iter().find(|(actor, seq)| {
+                let of_own = actor.as_str() == log.as_str();
+                !of_own && held.get(actor.as_str()).is_none_or(|held| held < seq)
+            });
+            if let Some((actor, _)) = missing {
+                waiting.entry(actor.to_string()).or_default().push(log.clone());
+                break;
             }
+            let Some((Received { fact, line }, chain)) = facts.next() else { break };
+            match held.get_mut(&log) {
+                Some(seq) => *seq = fact.dot.seq,
+                None => drop(held.insert(log.clone(), fact.dot.seq)),
+            }
+            sorted.take.push(SealedFact { fact, line, chain });
         }
-        if sorted.take.len() == before {
-            break;
+        if sorted.take.len() > before {
+            due.extend(waiting.remove(log.as_str()).into_iter().flatten());
         }
     }
-    sorted.left.extend(waiting.into_iter().flat_map(|(_, rest)| rest).map(|(fact, _)| fact));
+    sorted.left.extend(rest.into_values().flatten().map(|(received, _)| received));
 }

@@ -6,12 +6,14 @@
 
 use std::io;
 
-use zstd::stream::raw::{Decoder, Encoder, InBuffer, Operation, OutBuffer};
+use zstd::stream::raw::{DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
 
 /// The word in `Content-Encoding`.
 pub const ZSTD: &str = "zstd";
 /// Fast: links are slow where this matters, but brokers may be small.
 const LEVEL: i32 = 3;
+/// The memory of a stream that comes in, as a power of two: more than [`LEVEL`] asks for.
+const WINDOW_LOG_MAX: u32 = 23;
 /// Bytes that come out at one time.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -71,7 +73,10 @@ impl Squeezer {
 }
 
 /// Expands one stream.
-pub struct Expander(Decoder<'static>);
+pub struct Expander {
+    decoder: Decoder<'static>,
+    piece: Vec<u8>,
+}
 
 impl Expander {
     /// Nothing yet.
@@ -79,22 +84,28 @@ impl Expander {
     /// # Errors
     /// There is no memory for it.
     pub fn new() -> io::Result<Self> {
-        Decoder::new().map(Self)
+        let mut decoder = Decoder::new()?;
+        decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))?;
+        Ok(Self { decoder, piece: vec![0; PIECE_BYTES] })
     }
 
-    /// Expands what can be of a piece; hands it on in pieces of bounded size.
+    /// The next of what comes out, a bounded piece; takes what it reads off `bytes`. Nothing once
+    /// more has to come in.
     ///
     /// # Errors
-    /// It is not zstd.
-    pub fn piece(&mut self, bytes: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        let (mut input, mut piece) = (InBuffer::around(bytes), vec![0; PIECE_BYTES]);
+    /// It is not zstd, or wants too much memory.
+    pub fn next(&mut self, bytes: &mut &[u8]) -> io::Result<Option<&[u8]>> {
         loop {
-            let mut output = OutBuffer::around(&mut piece);
-            self.0.run(&mut input, &mut output)?;
-            let came = output.pos();
-            each(output.as_slice());
-            if came == 0 && input.pos() == bytes.len() {
-                return Ok(());
+            let mut input = InBuffer::around(bytes);
+            let mut output = OutBuffer::around(&mut self.piece);
+            self.decoder.run(&mut input, &mut output)?;
+            let (read, came) = (input.pos(), output.pos());
+            *bytes = bytes.get(read..).unwrap_or_default();
+            if came > 0 {
+                return Ok(self.piece.get(..came));
+            }
+            if bytes.is_empty() {
+                return Ok(None);
             }
         }
     }
@@ -108,9 +119,12 @@ mod tests {
     fn each_piece_can_be_read_when_it_is_there() {
         let (mut squeezer, mut expander) =
             (Squeezer::new().expect("made"), Expander::new().expect("made"));
-        let mut read = |bytes: &[u8]| {
+        let mut read = |mut bytes: &[u8]| {
             let mut out = vec![];
-            expander.piece(bytes, |piece| out.extend_from_slice(piece)).expect("zstd");
+            while let Some(piece) = expander.next(&mut bytes).expect("zstd") {
+                assert!(piece.len() <= PIECE_BYTES);
+                out.extend_from_slice(piece);
+            }
             out
         };
         let long = "a line of facts\n".repeat(20_000).into_bytes();
@@ -124,6 +138,6 @@ mod tests {
 
     #[test]
     fn what_is_not_zstd_is_an_error() {
-        assert!(Expander::new().expect("made").piece(b"{\"v\":1}", |_| {}).is_err());
+        assert!(Expander::new().expect("made").next(&mut &b"{\"v\":1}"[..]).is_err());
     }
 }

@@ -4,7 +4,9 @@
 //! Shape: compare digests; if they differ, each sends what the other's marks do not cover.
 //! Source: design section 3; anti-entropy, Demers et al. 1987.
 
+use std::cell::Cell;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -116,7 +118,6 @@ pub async fn transfer(
     let coding = response.headers().get(CONTENT_ENCODING).cloned();
     let coding = coding.unwrap_or_else(|| HeaderValue::from_static("identity"));
     let (pieces, body) = mpsc::channel(limits::SYNC_PIECES_QUEUED);
-    let pumped = pump(&source, response.into_body(), pieces, rate);
     let address = to.address().clone();
     let taken = async {
         let body = Body::lines(body);
@@ -127,42 +128,59 @@ pub async fn transfer(
         };
         one_line::<ImportLine>(&address, client::unless_refused(asked?).await?).await
     };
-    let (pumped, taken) = tokio::join!(pumped, taken);
-    // Where the receiver broke off, the sender's side of it only says that nobody listens.
-    let import = taken?;
-    Ok(Transfer { import, bytes: pumped? })
+    let bytes = Cell::new(0);
+    let pumped = pump((&source, &address), response.into_body(), pieces, rate, &bytes);
+    let (mut pumped, mut taken) = (pin!(pumped), pin!(taken));
+    let import = tokio::select! {
+        biased;
+        // It was answered before all was sent: that is a refusal, and says more than the rest.
+        import = &mut taken => import?,
+        done = &mut pumped => {
+            done?;
+            in_time(&address, taken).await?
+        }
+    };
+    Ok(Transfer { import, bytes: bytes.get() })
 }
 
-/// Hands pieces on as they come; how many bytes there were.
+/// Hands pieces on as they come, and counts their bytes.
 async fn pump(
-    source: &Address,
+    (source, target): (&Address, &Address),
     mut body: Incoming,
     pieces: mpsc::Sender<io::Result<Bytes>>,
     rate: Option<u64>,
-) -> Result<u64, ClientError> {
-    let (begun, mut bytes) = (Instant::now(), 0_u64);
+    bytes: &Cell<u64>,
+) -> Result<(), ClientError> {
+    let begun = Instant::now();
+    // So little at one time that nobody takes the pause after it for silence.
+    let most = rate.map_or(usize::MAX, |rate| usize::try_from(rate / 4 + 1).unwrap_or(usize::MAX));
     loop {
         let failed = match timeout(limits::SYNC_IDLE_MAX, body.frame()).await {
-            Ok(None) => return Ok(bytes),
+            Ok(None) => return Ok(()),
             Ok(Some(Ok(frame))) => {
-                let Ok(piece) = frame.into_data() else { continue };
-                bytes += piece.len() as u64;
-                if pieces.send(Ok(piece)).await.is_err() {
-                    return Ok(bytes);
-                }
-                if let Some(rate) = rate {
-                    let span = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-                    sleep_until(begun + span).await;
+                let Ok(mut piece) = frame.into_data() else { continue };
+                while !piece.is_empty() {
+                    let part = piece.split_to(piece.len().min(most));
+                    bytes.set(bytes.get() + part.len() as u64);
+                    let sent = timeout(limits::SYNC_IDLE_MAX, pieces.send(Ok(part))).await;
+                    match sent {
+                        Ok(Ok(())) => {}
+                        // Its answer says why.
+                        Ok(Err(_)) => return Ok(()),
+                        Err(_) => return Err(ClientError::Silent { address: target.clone() }),
+                    }
+                    if let Some(rate) = rate {
+                        let span = bytes.get() as f64 / rate.max(1) as f64;
+                        sleep_until(begun + Duration::from_secs_f64(span)).await;
+                    }
                 }
                 continue;
             }
-            Ok(Some(Err(source_error))) => {
-                ClientError::Broken { address: source.clone(), source: source_error }
-            }
+            Ok(Some(Err(error))) => ClientError::Broken { address: source.clone(), source: error },
             Err(_) => ClientError::Silent { address: source.clone() },
         };
         // The receiver must not take what came for the whole.
-        let _ = pieces.send(Err(io::ErrorKind::BrokenPipe.into())).await;
+        let _ = pieces.try_send(Err(io::ErrorKind::BrokenPipe.into()));
         return Err(failed);
     }
 }

@@ -9,10 +9,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use ucp::proto::broker::{Broker, BrokerConfig, Opening};
-use ucp::proto::capability::{Capability, Load};
+use ucp::proto::capability::{Capability, Load, Needs};
+use ucp::proto::clock::Clock;
 use ucp::proto::event::{Input, JobRef, Output, Reply, Request, Submission};
-use ucp::proto::fact::SealedFact;
-use ucp::proto::id::{Incarnation, JobId, LogId, RequestId, SessionId};
+use ucp::proto::fact::{
+    Body, Continues, Fact, Joined, Reported, SealedFact, Submitted, chain_next, chain_start,
+};
+use ucp::proto::fold::JobFacts;
+use ucp::proto::id::{Dot, Incarnation, JobId, LogId, RequestId, SessionId};
 use ucp::proto::isolation::Isolation;
 use ucp::proto::job::JobSpec;
 use ucp::proto::log::Logs;
@@ -24,6 +28,7 @@ use ucp::proto::rng::Rng;
 use ucp::proto::sync::{FaultKind, Mark, Received, SyncFault, marks, sort_out};
 use ucp::proto::time::Now;
 use ucp::proto::units::{Size, Span};
+use ucp::proto::view::AuditView;
 
 use crate::log::log_of;
 
@@ -37,6 +42,8 @@ struct Node {
     durable: Vec<SealedFact>,
     running: Vec<StartOrder>,
     imported: Option<(u64, u64, Vec<Received>, Vec<SyncFault>)>,
+    audit: Option<AuditView>,
+    hello: Option<Hello>,
 }
 
 fn log_id(number: usize) -> LogId {
@@ -45,12 +52,22 @@ fn log_id(number: usize) -> LogId {
 
 impl Node {
     fn new(number: usize) -> Self {
+        let mut node = Self::without_executor(number);
+        let hello = node.hello.clone().expect("kept");
+        node.input(Input::SessionOpened { session: SESSION, hello, local: true });
+        node
+    }
+
+    /// The same, whose executor has not come yet.
+    fn without_executor(number: usize) -> Self {
         let mut node = Self {
             broker: Broker::new(BrokerConfig::default(), Rng::from_seed(number as u64)),
             now: Now::default(),
             durable: vec![],
             running: vec![],
             imported: None,
+            audit: None,
+            hello: None,
         };
         let log = log_id(number);
         node.broker.open(node.now, Opening::Fresh { log, continues: None });
@@ -75,7 +92,7 @@ impl Node {
             jobs: vec![],
         };
         node.drain();
-        node.input(Input::SessionOpened { session: SESSION, hello, local: true });
+        node.hello = Some(hello);
         node
     }
 
@@ -89,6 +106,7 @@ impl Node {
                 Output::Send { message: BrokerMessage::Stop { attempt, .. }, .. } => {
                     self.running.retain(|order| order.attempt != attempt);
                 }
+                Output::Reply { reply: Reply::Audit(view), .. } => self.audit = Some(*view),
                 Output::Reply { reply: Reply::Imported { new, known, left, faults }, .. } => {
                     self.imported = Some((new, known, left, faults));
                 }
@@ -357,7 +375,7 @@ proptest! {
         line[place] ^= 1;
         // What is no fact any more is refused where it is read.
         let Ok(line) = String::from_utf8(line) else { return Ok(()) };
-        let Ok(fact) = ucp::proto::fact::Fact::parse(&line) else { return Ok(()) };
+        let Ok(fact) = Fact::parse(&line) else { return Ok(()) };
         let is_elsewhere = fact.dot != came[at].fact.dot;
         came[at] = Received { fact: Arc::new(fact), line: line.into() };
         let sorted = sort_out(&Logs::default(), &log_id(1), came, &marks_of(&facts));
@@ -384,7 +402,7 @@ fn a_fact_that_counts_beyond_all_bounds_is_refused() {
     node.submit(None, false);
     let deployed = node.durable.last().expect("deployed at once").clone();
     let line = deployed.line.replace("\"fence\":1", &format!("\"fence\":{}", (1_u64 << 53) - 1));
-    let fact = ucp::proto::fact::Fact::parse(&line).expect("a fact still");
+    let fact = Fact::parse(&line).expect("a fact still");
     let mut held = Logs::default();
     for sealed in &node.durable[..node.durable.len() - 1] {
         held.extend(sealed).expect("in order");
@@ -412,4 +430,154 @@ fn a_broker_waits_for_no_executor_of_another_and_loses_nothing_that_runs_there()
         assert!(!matches!(output, Output::Persist(_)), "it writes nothing: {output:?}");
     }
     assert_eq!(second.durable.len(), before);
+}
+
+/// A log that somebody made up: its facts with a right chain.
+fn forged(name: &str, bodies: Vec<(Option<JobId>, Body)>) -> Vec<SealedFact> {
+    let log: LogId = name.parse().expect("a name");
+    let joined = Body::Joined(Joined { name: name.into(), fold_version: 1, continues: None });
+    let first = [(None, joined)];
+    let needs_first = !matches!(bodies.first(), Some((None, Body::Joined(_))));
+    let all = first.into_iter().filter(|_| needs_first).chain(bodies);
+    let (mut chain, mut facts) = (chain_start(&log), vec![]);
+    for (seq, (job, body)) in (1..).zip(all) {
+        let dot = Dot { log: log.clone(), seq };
+        let mut clock = Clock::new();
+        clock.raise_to(&dot);
+        let at = "2026-01-01T00:00:00.000Z".to_owned();
+        let (birth, generation) = (job.map(|_| dot.clone()), u32::from(job.is_some()));
+        let fact = Fact { dot, clock, job, birth, generation, elements: None, at, body };
+        let line: Arc<str> = fact.to_line().into();
+        chain = chain_next(&chain, &line);
+        facts.push(SealedFact { fact: Arc::new(fact), line, chain });
+    }
+    facts
+}
+
+fn submitted(spec: JobSpec) -> Body {
+    Body::Submitted(Submitted { spec: Arc::new(spec), retention_ms: 1, began_us: None })
+}
+
+fn command(needs: u32, array: Option<&str>) -> JobSpec {
+    JobSpec {
+        needs: Needs { cores: needs, ..Needs::default() },
+        array: array.map(|text| text.parse().expect("a range")),
+        ..JobSpec::command(vec!["job".into()])
+    }
+}
+
+fn work(node: &mut Node) {
+    let mut hello = node.hello.clone().expect("kept");
+    hello.incarnation.life += 1;
+    node.input(Input::SessionOpened { session: SessionId(2), hello, local: true });
+    node.request(Request::List { state: None, limit: 10 });
+}
+
+#[test]
+fn a35_another_spec_under_the_id_of_a_job_of_ours_changes_what_waits_and_breaks_nothing() {
+    for (before, after) in [
+        (command(1, None), command(2, None)),
+        (command(1, None), command(1, Some("1-3"))),
+        (command(1, Some("1-3")), command(1, None)),
+        (command(1, Some("1-3")), command(2, Some("2-9"))),
+    ] {
+        let mut node = Node::without_executor(1);
+        let submission = Submission { index: 0, id: None, spec: Arc::new(before.clone()) };
+        node.request(Request::Submit { submissions: vec![submission], watch: true });
+        let job = node.jobs().into_iter().next().expect("it is taken");
+        // The lesser name makes the first submission, the greater one owns.
+        let forged = forged("aa-00000001", vec![(Some(job), submitted(after.clone()))]);
+        node.take(&forged, marks_of(&forged));
+        work(&mut node);
+        let held = node.broker.job_facts(job).expect("known");
+        assert_eq!(held.submitted().expect("submitted").1.spec.needs, after.needs);
+        node.request(Request::Audit);
+        let audit = node.audit.take().expect("an answer");
+        assert!(audit.faults.is_empty(), "{before:?} {after:?}: {:?}", audit.faults);
+        assert_eq!(node.running.len(), 1, "{before:?} {after:?}");
+    }
+}
+
+#[test]
+fn a35_what_no_broker_writes_is_not_taken() {
+    let job = JobId::random(ucp::proto::time::WallTime::default(), &mut Rng::from_seed(1));
+    let mut huge = command(1, None);
+    huge.needs.cores = u32::MAX;
+    let begins = forged("bb-00000001", vec![]);
+    let cases = [
+        (forged("aa-00000001", vec![(Some(job), submitted(huge))]), 1),
+        (forged("aa-00000001", vec![(Some(job), submitted(command(1, None)))]), 2),
+    ];
+    for (facts, taken) in cases {
+        let mut node = Node::without_executor(1);
+        node.take(&facts, marks_of(&facts));
+        let (new, ..) = node.imported.take().expect("an answer");
+        // Nothing of it is proven by a mark in front of the fault but what a mark speaks of.
+        assert_eq!(new, taken, "{facts:?}");
+    }
+    let mut node = Node::without_executor(1);
+    node.take(&begins, marks_of(&begins));
+    assert_eq!(node.imported.take().expect("an answer").0, 1);
+}
+
+#[test]
+fn a18_a_log_that_claims_to_continue_ours_takes_nothing_from_us() {
+    let mut node = Node::without_executor(1);
+    node.submit(None, false);
+    let job = node.jobs().into_iter().next().expect("it is taken");
+    let head = node.broker.logs().head(&log_id(1));
+    let continues = Continues { log: log_id(1), last_seq: head.seq, chain: head.chain };
+    let joined = Joined { name: "zz".into(), fold_version: 1, continues: Some(continues) };
+    let facts = forged("zz-00000001", vec![(None, Body::Joined(joined))]);
+    node.take(&facts, marks_of(&facts));
+    // After a reboot a fresh log continues ours.
+    let mut broker = Broker::new(BrokerConfig::default(), Rng::from_seed(9));
+    node.durable.iter().for_each(|sealed| broker.restore(sealed).expect("it follows"));
+    let log: LogId = "broker1-0000000f".parse().expect("a name");
+    broker.open(node.now, Opening::Fresh { log, continues: Some(log_id(1)) });
+    node.broker = broker;
+    node.drain();
+    work(&mut node);
+    assert_eq!(node.running.len(), 1, "{job} is ours");
+}
+
+#[test]
+fn what_is_carried_at_a_dot_gives_way_to_what_is_held_there() {
+    let mut node = Node::new(1);
+    node.submit(None, false);
+    let real: Vec<_> = node.durable.iter().filter(|sealed| sealed.fact.job.is_some()).collect();
+    let mut lie = (*real[0].fact).clone();
+    lie.body = submitted(command(7, None));
+    let carrier = |carried: &Fact| {
+        let result = JobResult { exit: Some(0), ..JobResult::default() };
+        let attempt = Dot { log: "nobody-00000001".parse().expect("a name"), seq: 1 }.into();
+        let body = Reported {
+            attempt,
+            executor: "van-1".parse().expect("a name"),
+            digest: result.digest(),
+            result,
+            runs: vec![],
+            clock: Clock::new(),
+            carried: vec![carried.to_line().into()],
+        };
+        forged("cc-00000001", vec![(lie.job, Body::Reported(Arc::new(body)))])
+    };
+    let carrying = carrier(&lie);
+    let reported = Arc::clone(&carrying[1].fact);
+    let all = |order: [&Arc<Fact>; 2]| {
+        let mut facts = JobFacts::default();
+        for fact in order {
+            facts.insert(Arc::clone(fact));
+        }
+        facts
+    };
+    let (one, other) = (all([&reported, &real[0].fact]), all([&real[0].fact, &reported]));
+    assert_eq!(one, other);
+    assert_eq!(one.submitted().expect("held").1.spec.needs.cores, 1);
+    // And of our own log beyond its end nothing is believed.
+    lie.dot.seq = 99;
+    lie.clock.raise_to(&lie.dot);
+    let facts = carrier(&lie);
+    node.take(&facts, marks_of(&facts));
+    assert_eq!(node.imported.take().expect("an answer").0, 1, "the beginning of its log alone");
 }

@@ -417,7 +417,7 @@ impl World {
         let vector = self.checks.durable.logs.vector();
         let Checks { safe, reported, .. } = &mut self.checks;
         safe.extend(reported);
-        self.tell_broker(Input::HeldElsewhere { vector });
+        self.tell_broker(Input::HeldElsewhere { by: None, vector });
     }
 
     fn end_requests(&mut self, boots: bool) {

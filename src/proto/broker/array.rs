@@ -226,7 +226,7 @@ impl Broker {
             careless.take_first(room)
         };
         let Some(chosen) = choose(&job.facts, &wanted) else {
-            unreachable!("only elements that want an attempt are ready");
+            return self.forget_queued(id);
         };
         let Chosen { generation, fence, elements } = chosen;
         work.forget(&elements);
@@ -265,6 +265,22 @@ impl Broker {
     }
 
     /// Brings counts, watchers and dependants in line with the states of the elements.
+    /// Takes a job out of the counts, as another spec of it is held from now on.
+    pub(super) fn discount(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Some(born) = job.born.take() else { return };
+        let counted = match job.array.take() {
+            Some(work) => work.counted,
+            None => job.state.map(|state| (state, 1)).into_iter().collect(),
+        };
+        job.state = None;
+        for (state, count) in counted {
+            if let Some(held) = self.counts.get_mut(&(born.clone(), state)) {
+                *held -= count;
+            }
+        }
+    }
+
     fn account_array(&mut self, id: JobId) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let Some(born) = job.facts.birth().map(|dot| dot.log.clone()) else { return };

@@ -267,7 +267,12 @@ impl Broker {
         for (first, last) in job.facts.parts(elements) {
             // Those of one part have the same attempts; most parts have none that is to stop.
             let standing = job.facts.task(Some(first));
-            if standing.deployed().all(|(fact, _)| standing.standing(fact) == Attempt::Running) {
+            let is_elsewhere =
+                |deployed: &Deployed| !self.fleet.seats.contains_key(&deployed.executor);
+            let stays = |(fact, deployed): (&_, &Deployed)| {
+                is_elsewhere(deployed) || standing.standing(fact) == Attempt::Running
+            };
+            if standing.deployed().all(stays) {
                 continue;
             }
             for element in first..=last {
@@ -385,7 +390,7 @@ impl Broker {
             return self.unsettle(id);
         }
         let Step::Deploy { fence, .. } = job.facts.step() else {
-            unreachable!("only jobs that want an attempt stand in the queue");
+            return self.forget_queued(id);
         };
         let Some((_, submitted)) = job.facts.submitted() else { return };
         let spec = std::sync::Arc::clone(&submitted.spec);
@@ -406,6 +411,16 @@ impl Broker {
         self.start(session, id, &attempt, None);
         self.watch_recall(executor, self.now.mono);
         self.tell_deployed(id, &attempt, executor, session);
+    }
+
+    /// Takes a job out of the queue that does not want an attempt: a fault of ours, but none that
+    /// work may end for.
+    pub(super) fn forget_queued(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.queued = None;
+        }
+        self.queue.purge(id);
+        self.notice(format!("job {id} stood in the queue though it wants no attempt"));
     }
 
     /// Tells those who watch a job's attempts where one of them runs now.

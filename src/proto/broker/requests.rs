@@ -138,7 +138,8 @@ impl Broker {
             return Err(Refusal::AfterUnknown(*other));
         }
         let more = spec.array.as_ref().map_or(1, Ranges::len);
-        if self.count(JobState::Waiting).saturating_add(more) > self.config.queued_max {
+        // What waits for another broker is no burden of ours.
+        if self.count_own(JobState::Waiting).saturating_add(more) > self.config.queued_max {
             return Err(Refusal::QueueFull(self.config.queued_max));
         }
         let retention_ms = self.config.retention_ms;
@@ -150,8 +151,9 @@ impl Broker {
     }
 
     /// Jobs in a state, over all logs.
-    pub(super) fn count(&self, state: JobState) -> u64 {
-        let of_state = self.counts.iter().filter(|((_, counted), _)| *counted == state);
+    fn count_own(&self, state: JobState) -> u64 {
+        let of_state =
+            self.counts.iter().filter(|((log, counted), _)| *counted == state && self.is_own(log));
         of_state.map(|(_, count)| *count).sum()
     }
 

@@ -54,8 +54,7 @@ impl Broker {
         let Some((_, submitted)) = job.facts.submitted() else { return };
         let needs = submitted.spec.needs.clone();
         // What another broker deployed is expected there.
-        let mut running = running(&job.facts);
-        running.retain(|(attempt, _)| !self.is_of_another(&attempt.dot));
+        let running = running_where(&job.facts, |dot| !self.is_of_another(dot));
         self.hold_after_start(id);
         if !running.is_empty() {
             self.keep_looking();
@@ -79,8 +78,7 @@ impl Broker {
         let needs = submitted.spec.needs.clone();
         let now = self.now.mono;
         let until = now.after(self.config.lost_after);
-        let mut running = running(&job.facts);
-        running.retain(|(attempt, _)| !self.is_of_another(&attempt.dot));
+        let running = running_where(&job.facts, |dot| !self.is_of_another(dot));
         for (attempt, executor) in running {
             let seats = &mut self.fleet.seats;
             let seat = seats.entry(executor.clone()).or_insert_with(|| Seat::away(now, until));
@@ -357,12 +355,28 @@ impl Broker {
 
 /// The attempts of a job that are under way, and where.
 pub(super) fn running(facts: &JobFacts) -> Vec<(AttemptId, ExecutorId)> {
+    running_where(facts, |_| true)
+}
+
+/// Those of them whose deployment is wanted.
+fn running_where(
+    facts: &JobFacts,
+    is_wanted: impl Fn(&Dot) -> bool,
+) -> Vec<(AttemptId, ExecutorId)> {
     let of_task = |task: &JobFacts| -> Vec<_> {
+        let wanted = task.running().filter(|(fact, _)| is_wanted(&fact.dot));
         let named =
             |(fact, deployed): (&_, &Deployed)| (task.attempt_id(fact), deployed.executor.clone());
-        task.running().map(named).collect()
+        wanted.map(named).collect()
     };
     let Some(states) = facts.states() else { return of_task(facts) };
     let Some(running) = states.get(&JobState::Running) else { return vec![] };
-    running.iter().flat_map(|element| of_task(&facts.task(Some(element)))).collect()
+    // Only elements that such a deployment is about are looked at one by one.
+    let mut elements = Ranges::default();
+    for (fact, _) in facts.deployed().filter(|(fact, _)| is_wanted(&fact.dot)) {
+        if let Some(about) = &fact.elements {
+            elements.extend(&about.intersection(running));
+        }
+    }
+    elements.iter().flat_map(|element| of_task(&facts.task(Some(element)))).collect()
 }

@@ -6,7 +6,7 @@
 //! A broker introduces itself to each peer that it connects to, so that fresh facts find their way
 //! back as fast; an address counts only after the broker behind it gave the expected log.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::proto::event::Input;
 use crate::proto::id::LogId;
@@ -30,6 +30,8 @@ use crate::wire::api::{Introduction, PeerLine, RoundLine};
 use crate::wire::problem::Problem;
 
 const PEERS_ROUTE: &str = "/v1/peers";
+/// How a broker became known that said itself where it is.
+const INTRODUCED: &str = "introduced";
 
 /// How rounds are made.
 #[derive(Debug, Clone)]
@@ -49,6 +51,8 @@ pub struct Rounds {
 pub struct Peers {
     book: RefCell<BTreeMap<Address, Peer>>,
     setup: OnceCell<Setup>,
+    /// Brokers that introduced themselves and are being looked for.
+    calls: Cell<usize>,
 }
 
 /// How this broker is set.
@@ -89,8 +93,18 @@ impl Peers {
         self.book.borrow().iter().map(line).collect()
     }
 
-    fn done(&self, address: &Address, line: &RoundLine) {
+    /// Notes a round; false where the broker has another address here, which stays instead.
+    fn done(&self, address: &Address, line: &RoundLine) -> bool {
         let mut peers = self.book.borrow_mut();
+        let is_other = |(other, peer): (&Address, &Peer)| {
+            other != address && peer.log.as_ref() == Some(&line.with) && peer.why_not.is_none()
+        };
+        if peers.get(address).is_some_and(|peer| peer.how == INTRODUCED)
+            && peers.iter().any(is_other)
+        {
+            peers.remove(address);
+            return false;
+        }
         let peer = peers.entry(address.clone()).or_default();
         if peer.why_not.take().is_some() {
             tracing::info!("peer {address}: {} answers", line.with);
@@ -99,6 +113,7 @@ impl Peers {
         peer.rounds += 1;
         peer.synced_at = Some(Instant::now());
         peer.lag = line.equal.then_some(0);
+        true
     }
 
     /// Notes why a peer is not used; what is new is told.
@@ -127,7 +142,8 @@ impl Peers {
 
     /// Whether a broker is kept in step with already, at whatever address.
     fn has(&self, log: &LogId) -> bool {
-        self.book.borrow().values().any(|peer| peer.log.as_ref() == Some(log))
+        let is_there = |peer: &Peer| peer.log.as_ref() == Some(log) && peer.why_not.is_none();
+        self.book.borrow().values().any(is_there)
     }
 }
 
@@ -152,24 +168,32 @@ pub async fn introduce(context: Rc<Context>, request: Request<Incoming>) -> Hand
     })?;
     let addresses = said.addresses.iter().take(limits::PEER_ADDRESSES_MAX);
     let addresses: Vec<Address> = addresses.filter_map(|text| text.parse().ok()).collect();
-    if !context.peers.has(&said.log) {
-        tokio::task::spawn_local(call_on(context, said.log, addresses));
+    let own = context.peers.setup.get().map(|setup| &setup.introduction.log);
+    let calls = context.peers.calls.get();
+    if own != Some(&said.log) && !context.peers.has(&said.log) && calls < limits::PEER_CALLS_MAX {
+        context.peers.calls.set(calls + 1);
+        tokio::task::spawn_local(async move {
+            call_on(&context, said.log, addresses).await;
+            context.peers.calls.set(context.peers.calls.get() - 1);
+        });
     }
     Ok(answer::json(StatusCode::OK, &serde_json::json!({"type": "introduced"})))
 }
 
 /// Keeps in step with a broker at the first of its addresses that leads to it.
-async fn call_on(context: Rc<Context>, log: LogId, addresses: Vec<Address>) {
+async fn call_on(context: &Rc<Context>, log: LogId, addresses: Vec<Address>) {
     for address in addresses {
         let found = async {
             let mut client = Client::connect(&address).await?;
             sync::heads(&mut client, None).await
         };
-        match found.await {
+        let silent = || ClientError::Silent { address: address.clone() };
+        let found = timeout(limits::SYNC_IDLE_MAX, found).await;
+        match found.unwrap_or_else(|_| Err(silent())) {
             Ok(line) if line.log == log => {
                 // Who introduced itself twice meanwhile has one place.
                 if !context.peers.has(&log) {
-                    add(&context, &address, "introduced");
+                    add(context, &address, INTRODUCED);
                 }
                 return;
             }
@@ -218,7 +242,7 @@ async fn keep_in_step(context: &Context, peer: &Address, setup: &Setup) {
     let rounds = &setup.rounds;
     let mut rng = Rng::from_seed(entropy::seed());
     let mut commits = context.hub.commits();
-    let (mut ends, mut failures) = (None, 0_u32);
+    let (mut ends, mut failures, mut drops) = (None, 0_u32, 0_u32);
     loop {
         commits.mark_unchanged();
         let done = one_round(setup, peer, &mut ends).await;
@@ -231,7 +255,9 @@ async fn keep_in_step(context: &Context, peer: &Address, setup: &Setup) {
                 for fault in &line.faults {
                     tracing::error!("sync with {peer}: {fault}");
                 }
-                context.peers.done(peer, &line);
+                if !context.peers.done(peer, &line) {
+                    return;
+                }
                 failures = 0;
                 jittered(rounds.interval, &mut rng)
             }
@@ -239,9 +265,7 @@ async fn keep_in_step(context: &Context, peer: &Address, setup: &Setup) {
                 ends = None;
                 context.peers.failed(peer, in_words(&error));
                 failures = failures.saturating_add(1);
-                let factor = 1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX);
-                let wait = limits::SYNC_RETRY_FIRST.saturating_mul(factor);
-                jittered(wait.min(limits::SYNC_RETRY_MAX).min(rounds.interval), &mut rng)
+                jittered(back_off(failures).min(rounds.interval), &mut rng)
             }
         };
         let others = context.peers.is_any_reachable();
@@ -250,10 +274,13 @@ async fn keep_in_step(context: &Context, peer: &Address, setup: &Setup) {
         }
         let is_eager = rounds.eager && failures == 0;
         tokio::select! {
-            () = sleep(wait) => {}
+            () = sleep(wait) => drops = 0,
             () = fresh(&mut commits), if is_eager => {}
-            // It may be back in a moment.
-            () = gone(ends.as_ref()) => {}
+            // It may be back in a moment; one that always ends its connections is left alone.
+            () = gone(ends.as_ref()) => {
+                drops = drops.saturating_add(1);
+                sleep(jittered(back_off(drops), &mut rng)).await;
+            }
         }
     }
 }
@@ -275,6 +302,12 @@ async fn gone(ends: Option<&(Client, Client)>) {
     }
 }
 
+/// How long a peer is left alone that failed so many times.
+fn back_off(times: u32) -> Duration {
+    let factor = 1_u32.checked_shl(times.saturating_sub(1)).unwrap_or(u32::MAX);
+    limits::SYNC_RETRY_FIRST.saturating_mul(factor).min(limits::SYNC_RETRY_MAX)
+}
+
 fn jittered(span: Duration, rng: &mut Rng) -> Duration {
     let percent = limits::SYNC_JITTER_PERCENT;
     let factor = 100 - percent + rng.below(2 * percent + 1);
@@ -291,8 +324,10 @@ async fn one_round(
     let (mut mine, mut theirs) = match kept {
         Some(kept) => kept,
         None => {
+            let connected = timeout(limits::SYNC_IDLE_MAX, Client::connect(peer)).await;
+            let silent = |_| ClientError::Silent { address: peer.clone() };
             let (mine, mut theirs) =
-                (Client::connect(&setup.own).await?, Client::connect(peer).await?);
+                (Client::connect(&setup.own).await?, connected.map_err(silent)??);
             introduce_to(&mut theirs, &setup.introduction).await?;
             (mine, theirs)
         }

@@ -256,27 +256,30 @@ pub async fn import(context: &Context, request: Request<Incoming>) -> Handled {
     let mut expander = squeezed.then(Expander::new).transpose().map_err(|error| bug(&error))?;
     let mut ended = body.is_end_stream();
     while !ended {
-        let piece = answer::piece(&mut body, limits::SYNC_IDLE_MAX).await;
-        match piece {
-            Ok(Some(bytes)) => match &mut expander {
-                None => lines.push(&bytes),
-                Some(expander) => {
-                    let expanded = expander.piece(&bytes, |piece| lines.push(piece));
-                    expanded.map_err(|error| {
-                        let what = format!("the body is not what zstd makes: {error}");
-                        Problem::new(400, "bad-body", what)
-                    })?;
-                }
-            },
-            Ok(None) => ended = true,
+        let piece = match answer::piece(&mut body, limits::SYNC_IDLE_MAX).await {
+            Ok(piece) => piece,
             // A sender that went away has sent what it has sent.
             Err(problem) => {
                 importer.finish().await?;
                 return Err(problem);
             }
-        }
-        while let Some(line) = lines.next() {
-            importer.take(line.map_err(|error| error.to_string()), lines.number()).await?;
+        };
+        ended = piece.is_none();
+        let piece = piece.unwrap_or_default();
+        let Some(expander) = &mut expander else {
+            lines.push(&piece);
+            importer.take_all(&mut lines).await?;
+            continue;
+        };
+        let mut left = &piece[..];
+        while let Some(bytes) = expander.next(&mut left).map_err(|error| {
+            let what = format!("the body is not what zstd makes: {error}");
+            Problem::new(400, "bad-body", what)
+        })? {
+            lines.push(bytes);
+            importer.take_all(&mut lines).await?;
+            // A few bytes may expand to very many: others get their turn.
+            tokio::task::yield_now().await;
         }
     }
     if let Some(line) = lines.rest() {
@@ -300,7 +303,7 @@ struct Importer<'a> {
     /// What was held when the stream began.
     held: BTreeMap<LogId, u64>,
     /// Facts that are not taken yet, and their bytes.
-    facts: Vec<Received>,
+    facts: BTreeMap<(u64, LogId), Received>,
     bytes: usize,
     /// Facts and bytes that came since the core was asked last.
     fresh: (usize, usize),
@@ -324,7 +327,7 @@ impl<'a> Importer<'a> {
             context,
             own: heads.log.clone(),
             held: heads.vector(),
-            facts: vec![],
+            facts: BTreeMap::new(),
             bytes: 0,
             fresh: (0, 0),
             marks: BTreeMap::new(),
@@ -338,6 +341,14 @@ impl<'a> Importer<'a> {
             sender: None,
             sender_holds: BTreeMap::new(),
         }
+    }
+
+    /// Takes the whole lines that there are.
+    async fn take_all(&mut self, lines: &mut Lines) -> Result<(), Problem> {
+        while let Some(line) = lines.next() {
+            self.take(line.map_err(|error| error.to_string()), lines.number()).await?;
+        }
+        Ok(())
     }
 
     async fn take(&mut self, line: Result<String, String>, number: u64) -> Result<(), Problem> {
@@ -354,7 +365,7 @@ impl<'a> Importer<'a> {
             Ok(SyncItem::Frame(Frame::Export { log, .. })) => self.sender = Some(log),
             Ok(SyncItem::Frame(Frame::ExportEnd { vector, .. })) => self.sender_holds = vector,
             Ok(SyncItem::Frame(Frame::Fault { fault })) => {
-                drop(self.faults.insert(fault.log.clone(), fault));
+                self.note_faults([fault]);
             }
             Ok(SyncItem::Frame(Frame::Unknown)) => {}
             Err(what) => {
@@ -378,15 +389,41 @@ impl<'a> Importer<'a> {
             self.known += 1;
             return;
         }
-        let room = self.facts.len() < limits::SYNC_WAITING_MAX
-            && self.bytes + bytes <= limits::SYNC_WAITING_BYTES_MAX;
-        if !room {
-            self.left_out += 1;
+        let place = (dot.seq, dot.log.clone());
+        if let Some(other) = self.facts.get(&place) {
+            self.known += 1;
+            if other.line != received.line {
+                let (seq, log) = place;
+                self.note_faults([SyncFault { log, seq, kind: FaultKind::Forked }]);
+            }
             return;
         }
         self.fresh = (self.fresh.0 + 1, self.fresh.1 + bytes);
         self.bytes += bytes;
-        self.facts.push(received);
+        self.facts.insert(place, received);
+        // What is the farthest from being taken makes room.
+        while self.facts.len() > limits::SYNC_WAITING_MAX
+            || self.bytes > limits::SYNC_WAITING_BYTES_MAX
+        {
+            let Some((_, dropped)) = self.facts.pop_last() else { break };
+            self.bytes -= dropped.line.len();
+            self.left_out += 1;
+        }
+    }
+
+    /// Nothing more of these logs is taken.
+    fn note_faults(&mut self, faults: impl IntoIterator<Item = SyncFault>) {
+        for fault in faults {
+            if self.faults.len() < limits::SYNC_FAULTS_TOLD_MAX {
+                self.facts.retain(|_, received| received.fact.dot.log != fault.log);
+                self.faults.insert(fault.log.clone(), fault);
+            }
+        }
+        self.count_bytes();
+    }
+
+    fn count_bytes(&mut self) {
+        self.bytes = self.facts.values().map(|received| received.line.len()).sum();
     }
 
     async fn take_marks(&mut self, marks: Vec<Mark>) -> Result<(), Problem> {
@@ -394,12 +431,8 @@ impl<'a> Importer<'a> {
         let (held, ahead): (Vec<Mark>, Vec<Mark>) = marks.into_iter().partition(is_held);
         if !held.is_empty() {
             let faults = self.context.read(move |reader| disagreeing(reader, &held)).await?;
-            for fault in faults {
-                tracing::error!("sync: {fault}");
-                self.facts.retain(|received| received.fact.dot.log != fault.log);
-                self.faults.insert(fault.log.clone(), fault);
-            }
-            self.bytes = self.facts.iter().map(|received| received.line.len()).sum();
+            faults.iter().for_each(|fault| tracing::error!("sync: {fault}"));
+            self.note_faults(faults);
         }
         for mark in ahead {
             if self.marks.len() < limits::SYNC_MARKS_MAX {
@@ -416,16 +449,18 @@ impl<'a> Importer<'a> {
         if self.facts.is_empty() {
             return Ok(());
         }
-        let (facts, marks) = (std::mem::take(&mut self.facts), self.marks.values().cloned());
-        let request = event::Request::Import { facts, marks: marks.collect() };
+        let facts = std::mem::take(&mut self.facts).into_values().collect();
+        let marks = self.marks.values().cloned().collect();
+        let request = event::Request::Import { facts, marks };
         let reply = self.context.ask(request).await?;
         let Reply::Imported { new, known, left, faults } = reply else {
             return Err(self.context.unexpected());
         };
-        (self.new, self.known, self.facts) = (self.new + new, self.known + known, left);
-        self.bytes = self.facts.iter().map(|received| received.line.len()).sum();
-        let faults = faults.into_iter().map(|fault| (fault.log.clone(), fault));
-        self.faults.extend(faults);
+        (self.new, self.known) = (self.new + new, self.known + known);
+        let place =
+            |received: Received| ((received.fact.dot.seq, received.fact.dot.log.clone()), received);
+        self.facts = left.into_iter().map(place).collect();
+        self.note_faults(faults);
         if self.facts.is_empty() {
             self.marks.clear();
         }
@@ -437,7 +472,8 @@ impl<'a> Importer<'a> {
         self.hand_in().await?;
         let vector = std::mem::take(&mut self.sender_holds);
         if self.sender.as_ref().is_some_and(|log| *log != self.own) && !vector.is_empty() {
-            self.context.hub.inbox.push(Input::HeldElsewhere { vector }, 0).await?;
+            let by = self.sender.clone();
+            self.context.hub.inbox.push(Input::HeldElsewhere { by, vector }, 0).await?;
         }
         Ok(())
     }

@@ -235,9 +235,9 @@ fn a_result_is_kept_by_its_executor_until_another_broker_has_it() {
         };
         outputs.iter().filter(is).count()
     };
-    let outputs = bench.input(Input::HeldElsewhere { vector: vector(3) });
+    let outputs = bench.input(Input::HeldElsewhere { by: None, vector: vector(3) });
     assert_eq!(released(&outputs), 0, "the report is the fourth fact");
-    let outputs = bench.input(Input::HeldElsewhere { vector: vector(4) });
+    let outputs = bench.input(Input::HeldElsewhere { by: None, vector: vector(4) });
     assert_eq!(released(&outputs), 1);
     assert_eq!(kept(&bench.finish(1, &order, 0)), Some(false));
 }
